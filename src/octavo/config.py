@@ -1,0 +1,179 @@
+"""What can be set, validated once, then frozen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from octavo.errors import ConfigError
+from octavo.plan import LayerGroup, ModelFacts
+
+BUNDLED_MODEL = "tales"
+"""The name of the model that comes with the package; also what ``model=None`` means."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+POLICIES = ("fcfs", "priority")
+BATCHINGS = ("continuous", "static")
+KERNELS = ("auto", "reference", "cpu")
+DEVICES = ("auto", "cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything that can be set about an engine.
+
+    Args:
+        model: a folder in Hugging Face layout, a hub id, or None for the bundled model of fairy tales.
+        revision: the hub revision (branch, tag or commit) for every file fetched.
+        tokenizer: another folder or hub id to take the tokenizer from [the model's].
+        dtype: of weights, activations and KV memory; "auto" takes the checkpoint's where the machine computes in it
+            at speed, float32 otherwise.
+        device: "cpu", or "auto".
+        kernels: "reference" (plain torch, slow and plain to read), "cpu" (Numba), or "auto" for the fastest.
+        block_size: tokens a block holds.
+        num_blocks: blocks in the pool [as many as free memory and the largest batch can use].
+        memory_utilization: the share of free memory, after the weights, that the pool may take.
+        max_num_seqs: sequences resident at once.
+        max_num_batched_tokens: tokens computed in one step (prefill chunks are cut to it).
+        max_model_len: tokens of context served [the model's, or what fits the pool].
+        policy: "fcfs", or "priority" (lower number first).
+        ageing_seconds: under "priority", a request gains one level of priority for each so many seconds of waiting.
+        batching: "continuous", or "static" (nobody is admitted until the batch drains), to compare with.
+        prefix_caching: keep freed blocks for later prompts that begin alike.
+        depth: plans in flight beside the one being built; 0 plans, runs, commits in turn.
+        batch_invariant: bit-equal results whoever shares the batch (pads products, splits attention by context only).
+        num_threads: CPU threads [all].
+        seed: keys the noise of requests that bring no seed of their own.
+
+    Raises:
+        ConfigError: a value cannot be honoured; the message names the field.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    kernels: str = "auto"
+    block_size: int = 16
+    num_blocks: int | None = None
+    memory_utilization: float = 0.5
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_model_len: int | None = None
+    policy: str = "fcfs"
+    ageing_seconds: float = 60.0
+    batching: str = "continuous"
+    prefix_caching: bool = True
+    depth: int = 0
+    batch_invariant: bool = False
+    num_threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, Path):
+            object.__setattr__(self, "model", str(self.model))
+        for name in ("model", "revision", "tokenizer"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ConfigError(f"{name} must be a non-empty string, not {value!r}")
+        _choice("dtype", self.dtype, DTYPES)
+        _choice("device", self.device, DEVICES)
+        _choice("kernels", self.kernels, KERNELS)
+        _choice("policy", self.policy, POLICIES)
+        _choice("batching", self.batching, BATCHINGS)
+        _integer("block_size", self.block_size, 1, 4096)
+        _integer("num_blocks", self.num_blocks, 1, 2**31 - 1, optional=True)
+        _integer("max_num_seqs", self.max_num_seqs, 1, 65_536)
+        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**24)
+        _integer("max_model_len", self.max_model_len, 2, 2**31 - 1, optional=True)
+        _integer("depth", self.depth, 0, 1)
+        _integer("num_threads", self.num_threads, 1, 4096, optional=True)
+        _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        _fraction("memory_utilization", self.memory_utilization)
+        if not _is_number(self.ageing_seconds) or self.ageing_seconds <= 0:
+            raise ConfigError(f"ageing_seconds={self.ageing_seconds!r} must be a positive number of seconds")
+        for name in ("prefix_caching", "batch_invariant"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+    @classmethod
+    def from_keywords(cls, **keywords: Any) -> EngineConfig:
+        """Build from keywords, refusing unknown ones with the nearest known name."""
+        known = [item.name for item in fields(cls)]
+        for name in keywords:
+            if name not in known:
+                raise ConfigError(unknown_keyword("EngineConfig", name, known))
+        return cls(**keywords)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Every number that ``schedule()`` reads; the run log's header holds it."""
+
+    num_blocks: int
+    block_size: int = 16
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_model_len: int = 2**31 - 1
+    policy: str = "fcfs"
+    ageing_seconds: float = 60.0
+    batching: str = "continuous"
+    prefix_caching: bool = True
+    depth: int = 0
+    groups: tuple[LayerGroup, ...] = (LayerGroup(1),)
+
+    @classmethod
+    def of(cls, config: EngineConfig, facts: ModelFacts) -> SchedulerConfig:
+        """The scheduler's part of an engine's configuration, with what the executor found out."""
+        return cls(
+            num_blocks=facts.num_blocks,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=facts.max_model_len,
+            policy=config.policy,
+            ageing_seconds=config.ageing_seconds,
+            batching=config.batching,
+            prefix_caching=config.prefix_caching,
+            depth=config.depth,
+            groups=facts.groups,
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for the run log's header."""
+        return asdict(self)
+
+
+def unknown_keyword(owner: str, name: str, known: list[str]) -> str:
+    """The sentence that refuses a keyword, with the nearest known name."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return f"{owner} has no field {name!r}; {hint}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} is unknown: use one of {', '.join(choices)}")
+
+
+def _integer(name: str, value: object, low: int, high: int, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be an integer, not {value!r}")
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value} is out of range: use {low} to {high}")
+
+
+def _fraction(name: str, value: object) -> None:
+    if not _is_number(value) or not 0.0 < value <= 1.0:  # type: ignore[operator]
+        raise ConfigError(f"{name}={value!r} must be above 0 and at most 1")

@@ -1,0 +1,45 @@
+"""One set of signatures, several backends: ``reference`` (plain torch), ``cpu`` (Numba), and on a GPU Triton.
+
+Every backend is a module with the functions below, same names and same meaning; parity tests hold each to a float64
+reference. Activations are ``dtype`` (float32, bfloat16 or float16), arithmetic inside a kernel is float32. ``T`` is the
+number of rows in the flat batch. ``kv`` is :meth:`KvLayout.view`'s tensor. Outputs are written to ``out``, which the
+caller preallocates and which is returned.
+
+- ``rms_norm(x [T, H], weight [H], eps, out [T, H], offset=0.0)``: ``x / rms(x) * (offset + weight)``
+- ``add_rms_norm(x [T, H], residual [T, H], weight, eps, out, offset=0.0)``: ``residual += x`` in place, then the norm
+  of it. Rounding: residual is rounded to its dtype before it is normed, as eager PyTorch does.
+- ``rotary_embedding(q [T, HQ, D], k [T, HK, D], positions [T] int64, cos_sin [P, R] float32)``: in place, "rotate half"
+  over the first R dimensions; cos in the first R/2 columns, sin in the others. q and k may be strided views.
+- ``silu_and_mul(gate_up [T, 2 I], out [T, I])``, ``gelu_and_mul`` (tanh form)
+- ``write_kv(k [T, HK, D], v [T, HK, D], kv, layer, slots [T] int64)``
+- ``paged_attention(q [T, HQ, D], kv, layer, meta, scale, out [T, HQ, D], window=None, softcap=0.0, sinks=None)``:
+  causal; ``window`` w: a token sees itself and the w - 1 before it; ``softcap`` c: scores become c tanh(score / c);
+  ``sinks`` [HQ]: one more logit in each head's softmax denominator. Reads K and V straight from blocks.
+- ``copy_blocks(cache [num_blocks, page_bytes] uint8, sources [N] int64, targets [N] int64)``: sources are read before
+  any target that is also a source is written (pairs are applied in order)
+- ``fused_attention(qkv [T, (HQ + 2 HK) D], q_norm [D] | None, k_norm [D] | None, eps, cos_sin, kv, layer, meta, scale,
+  out [T, HQ * D], num_heads, num_kv_heads, window=None, softcap=0.0, sinks=None)``: q/k norm, rotary, KV write and paged
+  attention: all that lies between two matrix products of an attention layer (q and k are rotated in place in qkv)
+- ``sample(logits [B, V] float32, temperature [B] float32, top_k [B] int32, top_p [B] float32, min_p [B] float32,
+  seeds [B] uint64-as-int64, indexes [B] int64, positions [B] int64) -> tokens [B] int64``: the arg-max of
+  logits / temperature + Gumbel noise over the tokens that top_k, top_p, min_p leave (in that order, on the distribution
+  after temperature); the plain arg-max (first of equals) where temperature is 0. Noise: see ``kernels/noise.py``.
+- ``penalize(logits [B, V] float32, ...)`` lives with the sampler in ``executor/``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from octavo.kernels.layout import KvLayout
+from octavo.kernels.metadata import AttentionMetadata
+
+BACKENDS = {"reference": "octavo.kernels.reference", "cpu": "octavo.kernels.cpu"}
+
+__all__ = ["BACKENDS", "AttentionMetadata", "KvLayout", "load"]
+
+
+def load(name: str) -> ModuleType:
+    """The backend's module, imported when first asked for."""
+    return importlib.import_module(BACKENDS[name])
