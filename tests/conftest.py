@@ -1,0 +1,36 @@
+"""Fixtures that several packages' tests share: small checkpoints, written once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``checkpoint(family, **overrides)``: the folder of such a checkpoint, made when first asked for."""
+    made: dict[str, Path] = {}
+
+    def get(family: str = "llama", **overrides: Any) -> Path:
+        key = repr((family, sorted(overrides.items())))
+        if key not in made:
+            made[key] = make_checkpoint(tmp_path_factory.mktemp(family), family, **overrides)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(checkpoint: Callable[..., Path]) -> Path:
+    """A Llama of two layers (hidden 96, 6 heads over 2, head_dim 16, 384 tokens, context 512), float32."""
+    return checkpoint("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(checkpoint: Callable[..., Path]) -> Path:
+    """A Qwen3 of two layers, with tied embeddings and head_dim 24 unlike hidden / heads, float32."""
+    return checkpoint("qwen3", head_dim=24, tie_word_embeddings=True)
