@@ -12,18 +12,26 @@ caller preallocates and which is returned.
   over the first R dimensions; cos in the first R/2 columns, sin in the others. q and k may be strided views.
 - ``silu_and_mul(gate_up [T, 2 I], out [T, I])``, ``gelu_and_mul`` (tanh form)
 - ``write_kv(k [T, HK, D], v [T, HK, D], kv, layer, slots [T] int64)``
-- ``paged_attention(q [T, HQ, D], kv, layer, meta, scale, out [T, HQ, D], window=None, softcap=0.0, sinks=None)``:
-  causal; ``window`` w: a token sees itself and the w - 1 before it; ``softcap`` c: scores become c tanh(score / c);
-  ``sinks`` [HQ]: one more logit in each head's softmax denominator. Reads K and V straight from blocks.
-- ``copy_blocks(cache [num_blocks, page_bytes] uint8, sources [N] int64, targets [N] int64)``: sources are read before
-  any target that is also a source is written (pairs are applied in order)
+- ``paged_attention(q [T, HQ, D], kv, layer, meta, scale, out [T, HQ, D], window=None, softcap=0.0, sinks=None,
+  batch_invariant=False)``: causal; ``window`` w: a token sees itself and the w - 1 before it; ``softcap`` c: scores
+  become c tanh(score / c); ``sinks`` [HQ]: one more logit in each head's softmax denominator. Reads K and V straight
+  from blocks. A row's result never depends on the other sequences of the batch; with ``batch_invariant`` it does not
+  depend either on how many rows its own sequence brought (bit-equal whether prefilled, chunked or decoded).
+- ``copy_blocks(cache [num_blocks, page_bytes] uint8, sources [N] int64, targets [N] int64)``: pairs are applied in
+  order, each after the one before it is done
 - ``fused_attention(qkv [T, (HQ + 2 HK) D], q_norm [D] | None, k_norm [D] | None, eps, cos_sin, kv, layer, meta, scale,
-  out [T, HQ * D], num_heads, num_kv_heads, window=None, softcap=0.0, sinks=None)``: q/k norm, rotary, KV write and paged
-  attention: all that lies between two matrix products of an attention layer (q and k are rotated in place in qkv)
+  out [T, HQ * D], num_heads, num_kv_heads, window=None, softcap=0.0, sinks=None, batch_invariant=False)``: q/k norm,
+  rotary, KV write and paged attention: all that lies between two matrix products of an attention layer. What is in qkv
+  afterwards is unspecified
 - ``sample(logits [B, V] float32, temperature [B] float32, top_k [B] int32, top_p [B] float32, min_p [B] float32,
   seeds [B] uint64-as-int64, indexes [B] int64, positions [B] int64) -> tokens [B] int64``: the arg-max of
   logits / temperature + Gumbel noise over the tokens that top_k, top_p, min_p leave (in that order, on the distribution
   after temperature); the plain arg-max (first of equals) where temperature is 0. Noise: see ``kernels/noise.py``.
+- ``log_softmax_gather(logits [B, V] float32, tokens [B] int64) -> [B] float32``: their log-probabilities
+- ``top_logprobs(logits [B, V] float32, k) -> (ids [B, k] int64, logprobs [B, k] float32)``: likeliest first, of equals
+  the lower id
+- ``set_num_threads(n)``: threads of this backend and of torch, both; ``warm_up(progress=None)``: compile whatever the
+  backend compiles, now; ``progress(name, i, total)`` is called before each kernel that is not in the disk cache
 - ``penalize(logits [B, V] float32, ...)`` lives with the sampler in ``executor/``.
 """
 

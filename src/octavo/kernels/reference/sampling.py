@@ -1,0 +1,77 @@
+"""Drawing tokens, and their log-probabilities."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.kernels import noise
+
+
+def keep(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    """Which tokens a draw may take: bool [B, V].
+
+    ``scaled`` [B, V] float32 is (logit - largest logit) / temperature. In order: top_k keeps the k largest (0: all);
+    top_p keeps, of those renormalised, the shortest run in descending order whose probabilities reach p, one token at
+    least; min_p keeps tokens at least min_p times as likely as the likeliest. Among equals the lower id comes first.
+    """
+    ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(scaled.shape[1], device=scaled.device)
+    limit = torch.where(top_k > 0, top_k, scaled.shape[1])
+    kept = ranks < limit[:, None]
+    weights = ordered.exp()
+    mass = torch.where(kept, weights, 0.0).double()
+    before = mass.cumsum(-1) - mass
+    nucleus = (before < top_p[:, None].double() * mass.sum(-1, keepdim=True)) | (ranks == 0)
+    kept &= nucleus | (top_p[:, None] >= 1.0)
+    kept &= (weights >= min_p[:, None]) | (ranks == 0)
+    return torch.zeros_like(kept).scatter_(1, ids, kept)
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    indexes: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """One token for each row of ``logits``, int64 [B]: the arg-max of scaled logits plus Gumbel noise over what
+    :func:`keep` leaves, or the plain arg-max (first of equals) where temperature is 0.
+
+    Args:
+        logits: float32 [B, V], free of NaN and +inf; -inf excludes a token.
+        temperature: float32 [B], 0 is greedy.
+        top_k: int32 [B], 0 keeps all.
+        top_p: float32 [B], 1 keeps all.
+        min_p: float32 [B], 0 keeps all.
+        seeds: int64 [B], 64-bit words held as int64.
+        indexes: int64 [B], the sequence's noise index.
+        positions: int64 [B], the position the token will stand at.
+    """
+    greedy = temperature == 0
+    shifted = logits - logits.amax(-1, keepdim=True)
+    scaled = shifted / torch.where(greedy, 1.0, temperature)[:, None]
+    perturbed = scaled + noise.gumbel(noise.words(seeds, indexes, positions, logits.shape[1]))
+    perturbed = perturbed.masked_fill(~keep(scaled, top_k, top_p, min_p), float("-inf"))
+    return torch.where(greedy[:, None], logits, perturbed).argmax(-1)
+
+
+def log_softmax_gather(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability of ``tokens`` int64 [B] under ``logits`` float32 [B, V]: float32 [B]."""
+    picked = logits.gather(1, tokens[:, None])[:, 0]
+    return picked - logits.logsumexp(-1)
+
+
+def top_logprobs(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k likeliest tokens of ``logits`` float32 [B, V]: ids int64 [B, k], likeliest first (of equals the lower id),
+    and their log-probabilities float32 [B, k].
+
+    Raises:
+        ValueError: k is not between 1 and V.
+    """
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k={k} must be between 1 and the vocabulary's {logits.shape[1]}")
+    values, ids = logits.sort(dim=-1, descending=True, stable=True)
+    return ids[:, :k].contiguous(), values[:, :k] - logits.logsumexp(-1, keepdim=True)
