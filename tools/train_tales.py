@@ -37,6 +37,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 
 END_OF_TEXT = "<|endoftext|>"
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}
 PARAGRAPH = "\n\n"
 console = Console()
 
@@ -53,8 +54,8 @@ OPENING = re.compile(
     r"(Once upon a time|Once on a time|Once there |Once, |Once when |Once (was|lived|it) |There (was|were|lived) once"
     r"|There once |(Very )?(L|l)ong,? (, )?(long )?ago|Many(, many)? years ago|Many, many |A (very )?long time ago"
     r"|A great (many|while|long)|In (the )?(olden|old|ancient|former) (times|days)|In days (of|long)|Ages ago"
-    r"|A certain (king|man|queen|merchant|woman|father|rich|poor)|In a certain |There (was|lived) (a|an) |Some time ago"
-    r"|A (poor|rich|King|king|man|woman|farmer|peasant|merchant|widow|tailor|miller|soldier|hunter|shepherd|cat|fox)\b)",
+    r"|A certain (king|man|queen|merchant|woman|father|rich|poor)|In a certain |There (was|lived) an? |Some time ago"
+    r"|A (poor|rich|king|man|woman|farmer|peasant|merchant|widow|tailor|miller|soldier|hunter|shepherd|cat|fox)\b)",
     re.IGNORECASE,
 )
 
@@ -172,15 +173,12 @@ def train_tokenizer(passages: Sequence[Passage], entries: int) -> Tokenizer:
 def encode_stream(tokenizer: Tokenizer, passages: Sequence[Passage]) -> tuple[Tensor, int]:
     """All passages as one run of tokens, tales parted by end-of-text, and the bytes of text it stands for."""
     end = tokenizer.token_to_id(END_OF_TEXT)
-    texts = [
-        passage.text if passage.opens or i == 0 else PARAGRAPH + passage.text for i, passage in enumerate(passages)
-    ]
+    opens = [passage.opens or index == 0 for index, passage in enumerate(passages)]
+    texts = [passage.text if new else PARAGRAPH + passage.text for passage, new in zip(passages, opens, strict=True)]
     ids: list[int] = []
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    for index, (passage, encoding) in enumerate(zip(passages, encodings, strict=True)):
-        if passage.opens or index == 0:
-            ids.append(end)
-        ids.extend(encoding.ids)
+    for new, encoding in zip(opens, encodings, strict=True):
+        ids.extend([end, *encoding.ids] if new else encoding.ids)
     ids.append(end)
     return torch.tensor(ids, dtype=torch.int32), sum(len(text.encode()) for text in texts)
 
@@ -226,6 +224,7 @@ class Norm(nn.Module):
         self.eps = size.rms_norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scale each vector to unit mean square, then by the weights."""
         wide = x.float()
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (scaled * self.weight).to(x.dtype)
@@ -244,6 +243,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(width, size.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Let every position take from those before it."""
         batch, length, _ = x.shape
         heads, kv_heads = self.size.num_attention_heads, self.size.num_key_value_heads
         projected = linear(x, self.q_proj, self.k_proj, self.v_proj)
@@ -268,6 +268,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(size.intermediate_size, size.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """SwiGLU."""
         gate, up = linear(x, self.gate_proj, self.up_proj).chunk(2, dim=-1)
         return linear(F.silu(gate) * up, self.down_proj)
 
@@ -283,6 +284,7 @@ class Layer(nn.Module):
         self.mlp = FeedForward(size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, drop: Drop | None, index: int) -> Tensor:
+        """The stream after this layer."""
         mixed = self.self_attn(self.input_layernorm(x), cos, sin)
         x = x + (drop(mixed, 2 * index + 1) if drop else mixed)
         fed = self.mlp(self.post_attention_layernorm(x))
@@ -297,6 +299,7 @@ class Drop:
         self.threshold = round(rate * 256)
 
     def __call__(self, x: Tensor, place: int) -> Tensor:
+        """Drop elements of ``x`` where the noise of this place is low, and scale up the rest."""
         keep = (self.noise[place] >= self.threshold).to(x.dtype)
         return x * keep * (256 / (256 - self.threshold))
 
@@ -503,9 +506,12 @@ class Trainer:
                     speed=(state.tokens - begun) / max(state.seconds - counted, 1e-9),
                     epoch=state.tokens / len(self.stream),
                 )
-                if checkpoint and state.seconds - saved > every:
-                    self.save(checkpoint)
+                if state.seconds - saved > every:
                     saved = state.seconds
+                    if checkpoint:
+                        self.save(checkpoint)
+                    if not console.is_terminal:
+                        console.print(bar.get_renderable())
         if checkpoint:
             self.save(checkpoint)
 
@@ -612,14 +618,16 @@ def load_folder(folder: Path, device: torch.device) -> tuple[TalesModel, Tokeniz
 
 
 @torch.inference_mode()
-def tell(model: TalesModel, tokenizer: Tokenizer, opening: str, tokens: int, temperature: float = 0.8) -> str:
-    """A story that begins with ``opening``."""
+def tell(model: TalesModel, tokenizer: Tokenizer, opening: str, tokens: int) -> str:
+    """A story that begins with ``opening``, sampled as generation_config.json advises."""
     device = model.embed_tokens.weight.device
     end = tokenizer.token_to_id(END_OF_TEXT)
     ids = tokenizer.encode(opening).ids
     for _ in range(tokens):
         logits = model(torch.tensor([ids[-model.size.max_position_embeddings :]], device=device))[0, -1]
-        token = int(torch.multinomial((logits / temperature).softmax(-1), 1))
+        likely, order = (logits / SAMPLING["temperature"]).softmax(-1).sort(descending=True)
+        likely[likely.cumsum(-1) - likely > SAMPLING["top_p"]] = 0
+        token = int(order[torch.multinomial(likely, 1)])
         if token == end:
             break
         ids.append(token)
@@ -629,6 +637,9 @@ def tell(model: TalesModel, tokenizer: Tokenizer, opening: str, tokens: int, tem
 # --------------------------------------------------------------------------------------------------------------
 # Export
 # --------------------------------------------------------------------------------------------------------------
+
+#: The prompts of the samples in the model card.
+OPENINGS = ("Once upon a time", "There was once a fox who", "In the middle of the forest")
 
 #: A chat is one story: the user opens it, the model goes on, and each later message begins a new paragraph.
 CHAT_TEMPLATE = (
@@ -673,7 +684,7 @@ def export(model: TalesModel, tokenizer: Tokenizer, folder: Path) -> None:
         "torch_dtype": "bfloat16",
     }
     write_json(folder / "config.json", config)
-    generation = {"bos_token_id": end, "eos_token_id": end, "do_sample": True, "temperature": 0.8, "top_p": 0.95}
+    generation = {"bos_token_id": end, "eos_token_id": end, "do_sample": True, **SAMPLING}
     write_json(folder / "generation_config.json", generation)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokens = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
@@ -688,6 +699,7 @@ def export(model: TalesModel, tokenizer: Tokenizer, folder: Path) -> None:
     write_json(folder / "special_tokens_map.json", tokens)
     weights = {f"model.{name}": weight.detach().cpu().bfloat16() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
 
 
 @dataclass(frozen=True)
@@ -712,7 +724,8 @@ def model_card(facts: Facts) -> str:
     """The README.md of the exported folder."""
     size, state, recipe = facts.size, facts.state, facts.recipe
     epochs = state.tokens / facts.training_tokens
-    samples = "\n\n".join("> " + sample.replace("\n", "\n> ") for sample in facts.samples)
+    prompts = ", ".join(f'"{opening}"' for opening in OPENINGS)
+    samples = "\n\n<!-- -->\n\n".join("> " + sample.replace("\n", "\n> ") for sample in facts.samples)
     front_matter = "language: en\nlicense: cc0-1.0\nlibrary_name: transformers\npipeline_tag: text-generation"
     return f"""---
 {front_matter}
@@ -763,7 +776,8 @@ bits, over its bytes, measured by `tools/train_tales.py` with the exported bfloa
 
 ## Samples
 
-At temperature 0.8, as they came; the first words are the prompt.
+At temperature {SAMPLING["temperature"]:g} and top-p {SAMPLING["top_p"]:g}, as they came; the prompts were
+{prompts}.
 
 {samples}
 """
@@ -772,8 +786,6 @@ At temperature 0.8, as they came; the first words are the prompt.
 # --------------------------------------------------------------------------------------------------------------
 # Command line
 # --------------------------------------------------------------------------------------------------------------
-
-OPENINGS = ("Once upon a time", "There was once a fox who", "In the middle of the forest")
 
 
 def describe_hardware(device: torch.device) -> str:
@@ -873,7 +885,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         held_out_tokens=len(held_stream),
         dropped=dropped,
         bits=bits,
-        samples=[tell(exported, tokenizer, opening, 160) for opening in OPENINGS],
+        samples=[tell(exported, tokenizer, opening, 200) for opening in OPENINGS],
     )
     (options.out / "README.md").write_text(model_card(facts))
 

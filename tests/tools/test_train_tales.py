@@ -13,16 +13,16 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "train_tales.py"
-TINY = dict(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-)
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,8 @@ def tales() -> ModuleType:
     """The script as a module."""
     pytest.importorskip("rich")
     spec = importlib.util.spec_from_file_location("train_tales", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -144,7 +145,8 @@ def test_bits_per_byte(tales: ModuleType, passages: list, folder: Path) -> None:
     untrained = math.log2(TINY["vocab_size"]) * len(stream) / text_bytes
     assert 0 < bits < 0.9 * untrained
     config = json.loads((folder / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"] and config["tie_word_embeddings"]
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["tie_word_embeddings"]
 
 
 def test_every_token_is_counted_once(tales: ModuleType) -> None:
@@ -175,4 +177,5 @@ def test_card_tells_what_was_measured(tales: ModuleType) -> None:
     )
     card = tales.model_card(facts)
     assert "**1.234**" in card or "**1.235**" in card
-    assert "10 minutes on a 2-core CPU" in card and "2.0 passes" in card
+    assert "10 minutes on a 2-core CPU" in card
+    assert "2.0 passes" in card
