@@ -1,0 +1,166 @@
+"""Masks, biases and penalties: everything that changes logits before a token is drawn.
+
+In this order, which is vLLM's: ``allowed_token_ids``, ``logit_bias``, ``bad_words``, ``min_tokens`` (as Hugging Face's
+processors, they only add, or set minus infinity), then the repetition penalty (Keskar et al., CTRL, 2019: over prompt
+and output), then the frequency and presence penalties (OpenAI's definitions: over the output alone).
+
+What one sequence wants is kept in a :class:`LogitEdits`; the edits of all rows of a batch are gathered as flat indexes
+into the logits and applied by a handful of tensor operations (:class:`BatchEdits`), so that nothing here loops over the
+vocabulary, and a row costs what it touches.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.executor.history import History
+from octavo.plan import SamplingSpec, SlotInit
+
+
+class LogitEdits:
+    """What one sequence's sampling parameters do to its logits. Token ids outside the vocabulary are dropped: they
+    can be neither drawn nor masked."""
+
+    __slots__ = (
+        "_frequency",
+        "_longest",
+        "_min_tokens",
+        "_phrases",
+        "_presence",
+        "_repetition",
+        "_stop_ids",
+        "_words",
+        "allowed",
+        "bias",
+        "history",
+        "masks",
+    )
+
+    def __init__(self, init: SlotInit, vocab_size: int) -> None:
+        spec = init.sampling
+        self.history = History(init.tokens, init.num_prompt)
+        self.allowed = None if spec.allowed_token_ids is None else _known(spec.allowed_token_ids, vocab_size)
+        bias = [(token, value) for token, value in spec.logit_bias if 0 <= token < vocab_size]
+        self.bias = (
+            np.array([token for token, _ in bias], np.int64),
+            np.array([value for _, value in bias], np.float32),
+        )
+        words = [word for word in spec.bad_words if word and 0 <= word[-1] < vocab_size]
+        self._words = _known(tuple(word[0] for word in words if len(word) == 1), vocab_size)
+        self._phrases = [(word[:-1], word[-1]) for word in words if len(word) > 1]
+        self._longest = max((len(prefix) for prefix, _ in self._phrases), default=0)
+        self._min_tokens = spec.min_tokens
+        self._stop_ids = _known(spec.stop_ids, vocab_size)
+        self._repetition = spec.repetition_penalty
+        self._presence = spec.presence_penalty
+        self._frequency = spec.frequency_penalty
+        self.masks = bool(self.allowed is not None or words or (spec.min_tokens > 0 and len(self._stop_ids)))
+
+    @classmethod
+    def of(cls, init: SlotInit, vocab_size: int) -> LogitEdits | None:
+        """The edits of a sequence, or None where its parameters ask for none."""
+        return cls(init, vocab_size) if _edits(init.sampling) else None
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens already seen are made likelier or less likely."""
+        return self._repetition != 1.0 or self._presence != 0.0 or self._frequency != 0.0
+
+    def masked(self, end: int) -> list[NDArray[np.int64]]:
+        """Tokens that may not come at position ``end``: bad words, and the stop ids before ``min_tokens``."""
+        found = [self._words] if len(self._words) else []
+        if self._phrases:
+            past = self.history.until(end)[max(0, end - self._longest) :].tolist()
+            last = [token for prefix, token in self._phrases if tuple(past[-len(prefix) :]) == prefix]
+            if last:
+                found.append(np.array(last, np.int64))
+        if end - self.history.num_prompt < self._min_tokens and len(self._stop_ids):
+            found.append(self._stop_ids)
+        return found
+
+    def penalties(self, end: int) -> tuple[NDArray[np.int64], float, NDArray[np.float32]]:
+        """(distinct tokens seen before position ``end``, the repetition penalty, what to subtract from each after)."""
+        ids, counts = self.history.tally(end)
+        if self._presence == 0.0 and self._frequency == 0.0:
+            return ids, self._repetition, np.zeros(len(ids), np.float32)
+        return ids, self._repetition, (self._presence * (counts > 0) + self._frequency * counts).astype(np.float32)
+
+
+class BatchEdits:
+    """The edits of several rows, gathered by :meth:`add` and then applied at once.
+
+    Args:
+        vocab_size: width of the logits.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._allowed_rows: list[int] = []
+        self._allowed: list[NDArray[np.int64]] = []
+        self._biased: list[NDArray[np.int64]] = []
+        self._bias: list[NDArray[np.float32]] = []
+        self._masked: list[NDArray[np.int64]] = []
+        self._seen: list[NDArray[np.int64]] = []
+        self._repetition: list[float] = []
+        self._subtract: list[NDArray[np.float32]] = []
+        self.masked_rows: list[int] = []  #: rows that lost tokens, and might have lost all of them
+
+    def add(self, row: int, edits: LogitEdits, end: int) -> None:
+        """Row ``row`` holds the logits of the token at position ``end`` of the sequence that ``edits`` belongs to."""
+        offset = row * self._vocab_size
+        if edits.masks:
+            self.masked_rows.append(row)
+            if edits.allowed is not None:
+                self._allowed_rows.append(row)
+                self._allowed.append(edits.allowed + offset)
+            self._masked.extend(ids + offset for ids in edits.masked(end))
+        if len(edits.bias[0]):
+            self._biased.append(edits.bias[0] + offset)
+            self._bias.append(edits.bias[1])
+        if edits.penalises:
+            ids, repetition, subtract = edits.penalties(end)
+            self._seen.append(ids + offset)
+            self._repetition.append(repetition)
+            self._subtract.append(subtract)
+
+    def apply(self, logits: torch.Tensor) -> None:
+        """Change ``logits`` (float32 [rows, vocab_size], contiguous) in place."""
+        flat = logits.view(-1)
+        if self._allowed:
+            index = _tensor(self._allowed, flat)
+            kept = flat[index]
+            logits[self._allowed_rows] = -torch.inf
+            flat[index] = kept
+        if self._biased:
+            flat.index_add_(0, _tensor(self._biased, flat), _tensor(self._bias, flat))
+        if self._masked:
+            flat.index_fill_(0, _tensor(self._masked, flat), -torch.inf)
+        if self._seen:
+            index = _tensor(self._seen, flat)
+            repetition = np.repeat(np.array(self._repetition, np.float32), [len(ids) for ids in self._seen])
+            factor = torch.from_numpy(repetition).to(flat.device)
+            values = flat[index]
+            values = torch.where(values > 0, values / factor, values * factor)
+            flat[index] = values - _tensor(self._subtract, flat)
+
+
+def _tensor(parts: list[NDArray[np.int64]] | list[NDArray[np.float32]], like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(like.device)
+
+
+def _known(ids: tuple[int, ...], vocab_size: int) -> NDArray[np.int64]:
+    return np.array([token for token in dict.fromkeys(ids) if 0 <= token < vocab_size], np.int64)
+
+
+def _edits(spec: SamplingSpec) -> bool:
+    return (
+        spec.allowed_token_ids is not None
+        or bool(spec.logit_bias)
+        or bool(spec.bad_words)
+        or (spec.min_tokens > 0 and bool(spec.stop_ids))
+        or spec.repetition_penalty != 1.0
+        or spec.presence_penalty != 0.0
+        or spec.frequency_penalty != 0.0
+    )

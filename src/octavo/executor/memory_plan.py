@@ -1,0 +1,143 @@
+"""How many blocks the pool gets, and the context that can be served from them: arithmetic, nothing else.
+
+Paged memory has no reservation per sequence (Kwon et al., PagedAttention, 2023), so the pool is simply what is left of
+the memory after the weights, never more than the largest batch could use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError
+from octavo.plan import LayerGroup
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What the memory is used for. Sizes are in bytes."""
+
+    available_bytes: int  #: free before the weights are loaded
+    weights_bytes: int
+    page_bytes: int  #: one block of one layer group
+    block_size: int  #: tokens a block holds
+    num_groups: int  #: blocks that ``block_size`` tokens of one sequence take
+    num_blocks: int
+    max_model_len: int  #: tokens of context served
+    notes: tuple[str, ...] = ()  #: what was cut, and why; one line each
+
+    @property
+    def kv_bytes(self) -> int:
+        """Size of the whole pool."""
+        return self.num_blocks * self.page_bytes
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the pool holds, all sequences together."""
+        return self.num_blocks // self.num_groups * self.block_size
+
+    def concurrent(self, tokens: int) -> int:
+        """How many sequences of ``tokens`` tokens the pool holds at once (``max_num_seqs`` is another limit)."""
+        return self.num_blocks // blocks_for(tokens, self.block_size, self.num_groups)
+
+    @property
+    def concurrent_at_full_context(self) -> int:
+        """How many sequences of the whole served context the pool holds at once."""
+        return self.concurrent(self.max_model_len)
+
+
+def blocks_for(tokens: int, block_size: int, num_groups: int = 1) -> int:
+    """Blocks that one sequence of ``tokens`` tokens takes. A windowed group is counted in full: what it gives back
+    later is a gain, not something to promise."""
+    return -(-tokens // block_size) * num_groups
+
+
+def plan_memory(
+    *,
+    available_bytes: int,
+    weights_bytes: int,
+    page_bytes: int,
+    model_max_len: int,
+    config: EngineConfig,
+    groups: Sequence[LayerGroup] = (LayerGroup(1),),
+) -> MemoryPlan:
+    """Choose ``num_blocks`` and the served context.
+
+    Without ``config.num_blocks`` the pool takes ``memory_utilization`` of what is free after the weights, but no more
+    than ``max_num_seqs`` sequences of full context could use. The served context is ``config.max_model_len`` or else
+    the model's, cut (with a note) to what the pool holds for one sequence alone.
+
+    Args:
+        available_bytes: memory free before the weights are loaded.
+        weights_bytes: size of the weights as they will lie in memory.
+        page_bytes: size of one block of one group.
+        model_max_len: the longest context the model was made for, in tokens.
+        config: block_size, num_blocks, memory_utilization, max_num_seqs and max_model_len are read.
+        groups: the model's layer groups, all drawing on the one pool.
+
+    Raises:
+        ConfigError: the weights do not fit; an explicit ``num_blocks`` is larger than memory or smaller than one
+            block for each group; an explicit ``max_model_len`` exceeds the model's, or what the pool holds.
+    """
+    size, per_step = config.block_size, len(groups)
+    wanted = model_max_len if config.max_model_len is None else config.max_model_len
+    if wanted > model_max_len:
+        raise ConfigError(
+            f"max_model_len={wanted} exceeds the model's own {model_max_len} positions: lower it, or leave it out"
+        )
+    free = available_bytes - weights_bytes
+    if free < page_bytes * per_step:
+        raise ConfigError(
+            f"the weights take {_size(weights_bytes)} and {_size(available_bytes)} of memory is free, which leaves no "
+            "room for one KV block: free some memory, or choose a smaller model or dtype"
+        )
+    notes: list[str] = []
+    if config.num_blocks is not None:
+        num_blocks = config.num_blocks
+        if num_blocks * page_bytes > free:
+            raise ConfigError(
+                f"num_blocks={num_blocks} takes {_size(num_blocks * page_bytes)} and {_size(free)} is free after the "
+                f"weights: lower it to {free // page_bytes} or less, or leave it out"
+            )
+        if num_blocks < per_step:
+            raise ConfigError(f"num_blocks={num_blocks} is less than one block for each of {per_step} layer groups")
+    else:
+        useful = config.max_num_seqs * blocks_for(wanted, size, per_step)
+        num_blocks = max(min(int(free * config.memory_utilization) // page_bytes, useful), per_step)
+    holds = num_blocks // per_step * size
+    served = min(wanted, holds)
+    if served < wanted:
+        if config.max_model_len is not None:
+            need = blocks_for(wanted, size, per_step)
+            remedy = (
+                f"raise num_blocks to {need}"
+                if config.num_blocks is not None
+                else f"{_size(need * page_bytes)} is needed: raise memory_utilization or free some memory"
+            )
+            raise ConfigError(
+                f"max_model_len={wanted} cannot be served: the pool of {num_blocks} blocks holds {holds} tokens; "
+                f"{remedy}, or lower max_model_len"
+            )
+        notes.append(f"context cut from {wanted} to {served} tokens: the pool holds {num_blocks} blocks of {size}")
+    if served < 2:
+        raise ConfigError(
+            f"the pool of {num_blocks} blocks holds {holds} token, too few to continue a prompt: raise num_blocks"
+        )
+    return MemoryPlan(
+        available_bytes=available_bytes,
+        weights_bytes=weights_bytes,
+        page_bytes=page_bytes,
+        block_size=size,
+        num_groups=per_step,
+        num_blocks=num_blocks,
+        max_model_len=served,
+        notes=tuple(notes),
+    )
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(count) >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"

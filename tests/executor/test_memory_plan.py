@@ -1,0 +1,110 @@
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError
+from octavo.executor.memory_plan import blocks_for, plan_memory
+from octavo.plan import LayerGroup
+
+GIB = 2**30
+
+
+def plan(
+    available: int = 8 * GIB, weights: int = GIB, page: int = 2**16, longest: int = 4096, groups: int = 1, **keywords
+):
+    return plan_memory(
+        available_bytes=available,
+        weights_bytes=weights,
+        page_bytes=page,
+        model_max_len=longest,
+        config=EngineConfig(**keywords),
+        groups=(LayerGroup(2),) * groups,
+    )
+
+
+def test_the_pool_takes_its_share_of_what_the_weights_leave() -> None:
+    made = plan(available=3 * GIB, weights=GIB, memory_utilization=0.25)
+    assert made.num_blocks == GIB // 2 // 2**16
+    assert made.kv_bytes == GIB // 2
+    assert made.max_model_len == 4096
+    assert made.tokens == made.num_blocks * 16
+    assert made.concurrent(512) == made.num_blocks // 32
+    assert made.concurrent_at_full_context == made.num_blocks // 256
+    assert made.notes == ()
+
+
+def test_the_pool_is_no_larger_than_the_largest_batch_can_use() -> None:
+    assert plan(available=10**15, max_num_seqs=3, longest=1000).num_blocks == 3 * 63
+
+
+def test_a_context_that_does_not_fit_is_cut_in_one_line() -> None:
+    made = plan(available=GIB + 2**22, weights=GIB, memory_utilization=0.5)
+    assert made.num_blocks == 32
+    assert made.max_model_len == 512
+    assert made.notes == ("context cut from 4096 to 512 tokens: the pool holds 32 blocks of 16",)
+    assert plan(num_blocks=10).max_model_len == 160
+
+
+def test_an_explicit_context_is_served_or_refused() -> None:
+    assert plan(max_model_len=100, num_blocks=7).max_model_len == 100
+    with pytest.raises(ConfigError, match=r"max_model_len=100 .*holds 96 tokens; raise num_blocks to 7"):
+        plan(max_model_len=100, num_blocks=6)
+    with pytest.raises(ConfigError, match=r"max_model_len=4000 .*15\.6 MiB is needed: raise memory_utilization"):
+        plan(available=GIB + 2**22, max_model_len=4000)
+    with pytest.raises(ConfigError, match="max_model_len=5000 exceeds the model's own 4096"):
+        plan(max_model_len=5000)
+
+
+def test_what_memory_cannot_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"the weights take 9\.0 GiB and 8\.0 GiB"):
+        plan(weights=9 * GIB)
+    with pytest.raises(ConfigError, match=r"num_blocks=200000 takes .* lower it to 114688"):
+        plan(num_blocks=200_000)
+    with pytest.raises(ConfigError, match="num_blocks=1 is less than one block for each of 2"):
+        plan(num_blocks=1, groups=2)
+    with pytest.raises(ConfigError, match="too few to continue a prompt"):
+        plan(num_blocks=1, block_size=1)
+
+
+@given(
+    available=st.integers(1, 2**40),
+    weights=st.integers(0, 2**38),
+    page=st.integers(1, 2**24),
+    longest=st.integers(2, 2**20),
+    groups=st.integers(1, 3),
+    block_size=st.integers(1, 64),
+    num_blocks=st.none() | st.integers(1, 10**6),
+    utilization=st.floats(0.01, 1.0),
+    max_num_seqs=st.integers(1, 1000),
+)
+def test_a_plan_holds_what_it_promises(
+    available, weights, page, longest, groups, block_size, num_blocks, utilization, max_num_seqs
+) -> None:
+    try:
+        made = plan(
+            available,
+            weights,
+            page,
+            longest,
+            groups,
+            block_size=block_size,
+            num_blocks=num_blocks,
+            memory_utilization=utilization,
+            max_num_seqs=max_num_seqs,
+        )
+    except ConfigError:
+        assume(False)
+        return
+    one = blocks_for(made.max_model_len, block_size, groups)
+    assert 2 <= made.max_model_len <= longest
+    assert one <= made.num_blocks
+    assert made.weights_bytes + made.kv_bytes <= available
+    assert made.concurrent_at_full_context >= 1
+    assert (made.max_model_len < longest) == bool(made.notes)
+    if made.notes:  # cut no further than it had to be
+        assert blocks_for(made.max_model_len + block_size, block_size, groups) > made.num_blocks
+    if num_blocks is None:
+        assert made.num_blocks <= max_num_seqs * blocks_for(longest, block_size, groups)
+    else:
+        assert made.num_blocks == num_blocks
