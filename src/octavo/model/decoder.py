@@ -1,0 +1,198 @@
+"""The one decoder: every family runs through it, on flat batches, reading and writing paged KV memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from octavo.kernels import AttentionMetadata
+from octavo.model.config import ModelConfig
+from octavo.model.linear import Linear
+from octavo.model.rope import cos_sin_table
+
+
+@dataclass(slots=True)
+class DecoderLayer:
+    """One layer's weights. Query, key and value are one product, gate and up another."""
+
+    input_norm: torch.Tensor
+    qkv: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    output: Linear
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+    window: int | None
+
+
+@dataclass(slots=True)
+class _Buffers:
+    """Activations of one batch size: views of the decoder's storage."""
+
+    residual: torch.Tensor  # [T, hidden]
+    normed: torch.Tensor  # [T, hidden]
+    attended: torch.Tensor  # [T, heads * head_dim]
+    activated: torch.Tensor  # [T, intermediate]
+
+
+class Decoder:
+    """A loaded model.
+
+    Args:
+        config: its shape.
+        embedding: ``[vocab, hidden]``, of the dtype the decoder computes in.
+        layers: bottom first.
+        final_norm: ``[hidden]``.
+        head: hidden -> vocab.
+        kernels: the backend (see :mod:`octavo.kernels`).
+        batch_invariant: asked of attention too: a row's result must not depend on the rows beside it.
+        notes: what was chosen while loading, a line each, for a person.
+        weights_bytes: what the weights take in memory.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: torch.Tensor,
+        layers: list[DecoderLayer],
+        final_norm: torch.Tensor,
+        head: Linear,
+        kernels: ModuleType,
+        *,
+        batch_invariant: bool = False,
+        notes: Sequence[str] = (),
+        weights_bytes: int = 0,
+    ) -> None:
+        self.config = config
+        self.dtype = embedding.dtype
+        self.device = embedding.device
+        self.batch_invariant = batch_invariant
+        self.notes = list(notes)
+        self.weights_bytes = weights_bytes
+        self._embedding = embedding
+        self._layers = layers
+        # The norm after layer i's feed-forward part is the one before layer i + 1's attention, and at last the final.
+        self._next_norms = [layer.input_norm for layer in layers[1:]] + [final_norm]
+        self._head = head
+        self._kernels = kernels
+        self._activate = getattr(kernels, config.activation)
+        self._scale = config.head_dim**-0.5
+        self._capacity = 0
+        self._storage: _Buffers
+        self._views: dict[int, _Buffers] = {}
+        self._logits = torch.empty(0, config.vocab_size, device=self.device)
+        self._cos_sin = torch.empty(0, config.head_dim, device=self.device)
+        self.reserve(1, 1024)
+
+    def reserve(self, num_tokens: int, num_positions: int) -> None:
+        """Make room for batches of ``num_tokens`` rows and for contexts of ``num_positions`` tokens; both grow by
+        themselves, so this only moves the cost to a convenient time."""
+        if num_positions > self._cos_sin.shape[0]:
+            length = max(num_positions, min(2 * self._cos_sin.shape[0], self.config.context_length))
+            with torch.inference_mode(False):
+                table = cos_sin_table(self.config.rope, self.config.head_dim, length)
+                self._cos_sin = table.to(self.device).contiguous()
+        if num_tokens > self._capacity:
+            self._capacity = max(num_tokens, 2 * self._capacity)
+            self._views.clear()
+            config = self.config
+            self._storage = _Buffers(
+                residual=self._empty(self._capacity, config.hidden_size),
+                normed=self._empty(self._capacity, config.hidden_size),
+                attended=self._empty(self._capacity, config.q_size),
+                activated=self._empty(self._capacity, config.intermediate_size),
+            )
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        kv: torch.Tensor,
+        meta: AttentionMetadata,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute a flat batch: write its keys and values to memory, and give the logits of the rows wanted.
+
+        Args:
+            token_ids: int64 ``[T]``; a row's position is ``meta.positions``'.
+            kv: :meth:`KvLayout.view`'s tensor, written to.
+            meta: which row belongs to whom.
+            rows: int64 ``[R]``, the rows whose logits are wanted [all T]. From the last layer's attention on, only
+                they are computed.
+
+        Returns:
+            float32 ``[R, vocab]``, good until the next call. The caller may write to it, in inference mode.
+        """
+        config, kernels, eps = self.config, self._kernels, self.config.norm_eps
+        self.reserve(token_ids.shape[0], meta.max_context)
+        buffers = self._buffers(token_ids.shape[0])
+        residual, normed, attended, activated = (
+            buffers.residual,
+            buffers.normed,
+            buffers.attended,
+            buffers.activated,
+        )
+        cos_sin, scale, heads, kv_heads = self._cos_sin, self._scale, config.num_heads, config.num_kv_heads
+        fused_attention, add_rms_norm, activate = kernels.fused_attention, kernels.add_rms_norm, self._activate
+        last = len(self._layers) - 1
+
+        torch.index_select(self._embedding, 0, token_ids, out=residual)
+        kernels.rms_norm(residual, self._layers[0].input_norm, eps, normed)
+        for index, layer in enumerate(self._layers):
+            qkv = layer.qkv(normed)
+            fused_attention(
+                qkv,
+                layer.q_norm,
+                layer.k_norm,
+                eps,
+                cos_sin,
+                kv,
+                index,
+                meta,
+                scale,
+                attended,
+                heads,
+                kv_heads,
+                layer.window,
+                batch_invariant=self.batch_invariant,
+            )
+            if index == last and rows is not None:
+                if rows.shape[0] == 0:
+                    return self._logits[:0]
+                attended, residual = attended.index_select(0, rows), residual.index_select(0, rows)
+                normed, activated = normed[: rows.shape[0]], activated[: rows.shape[0]]
+            add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps, normed)
+            activate(layer.gate_up(normed), activated)
+            add_rms_norm(layer.down(activated), residual, self._next_norms[index], eps, normed)
+        return self._to_float(self._head(normed))
+
+    __call__ = forward
+
+    def _to_float(self, logits: torch.Tensor) -> torch.Tensor:
+        if logits.dtype == torch.float32:
+            return logits
+        if self._logits.shape[0] < logits.shape[0]:
+            self._logits = torch.empty(logits.shape, dtype=torch.float32, device=self.device)
+        return self._logits[: logits.shape[0]].copy_(logits)
+
+    def _buffers(self, num_tokens: int) -> _Buffers:
+        views = self._views.get(num_tokens)
+        if views is None:
+            if len(self._views) >= 64:
+                self._views.clear()
+            storage = self._storage
+            views = self._views[num_tokens] = _Buffers(
+                residual=storage.residual[:num_tokens],
+                normed=storage.normed[:num_tokens],
+                attended=storage.attended[:num_tokens],
+                activated=storage.activated[:num_tokens],
+            )
+        return views
+
+    def _empty(self, rows: int, width: int) -> torch.Tensor:
+        with torch.inference_mode(False):
+            return torch.empty(rows, width, dtype=self.dtype, device=self.device)

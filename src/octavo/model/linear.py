@@ -1,0 +1,214 @@
+"""Matrix products with weights that stay: the replaceable part of the decoder.
+
+A linear is anything callable that maps ``[M, K]`` to ``[M, N]``. Which kind serves a weight is data, chosen when the
+weight is loaded by :class:`LinearFactory`, by a short measurement for each shape: oneDNN's packed weights are up to
+twice as fast as plain ones at small M on some machines and slower at large M on others, and no rule of thumb holds for
+both (measured).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional as F
+
+from octavo.errors import EngineError
+
+
+class Linear(Protocol):
+    """``x [M, K] -> x W^T + bias [M, N]``, contiguous, in x's dtype. The result is fresh: a caller may write to it."""
+
+    @property
+    def kind(self) -> str:
+        """How it is done, for a person."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product."""
+
+
+TILE = 16
+"""Rows that every product has under ``batch_invariant``."""
+
+_MEASURED_ROWS = (1, 16, 256)
+_MEASURE_SECONDS = 0.02  # for each kind and number of rows
+_LARGEST_OUTPUT = 2**22  # elements; measuring lm_head at 256 rows would take a second for what is never run
+
+
+class PlainLinear:
+    """PyTorch's own product, on the weight as it is."""
+
+    __slots__ = ("bias", "weight")
+    kind = "plain"
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedLinear:
+    """oneDNN's product, on a weight reordered once into the blocks its kernels read. Keeps no other copy.
+
+    The operators are those PyTorch's compiler uses for frozen models on CPUs.
+    """
+
+    __slots__ = ("bias", "packed", "run")
+    kind = "packed"
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        # The number of rows given here is a hint that oneDNN chooses the blocks by; 1 suits decoding.
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        self.bias = bias
+        self.run = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product."""
+        result: torch.Tensor = self.run(x, self.packed, self.bias, "none", (), "")
+        return result
+
+
+class TiledLinear:
+    """Another linear, always run on exactly :data:`TILE` rows, the last ones filled up with zeros.
+
+    Libraries choose blocks and the order of summation by the number of rows, so that a row's result may change in its
+    last bits with the size of the batch. With one size there is one order, and a row's result depends on the row alone
+    (He et al., "Defeating Nondeterminism in LLM Inference", 2025, name the cause and the cure).
+    """
+
+    __slots__ = ("inner", "padded")
+
+    def __init__(self, inner: Linear, width: int, dtype: torch.dtype) -> None:
+        self.inner = inner
+        self.padded = torch.zeros(TILE, width, dtype=dtype)
+
+    @property
+    def kind(self) -> str:
+        """As in the notes."""
+        return f"{self.inner.kind}, {TILE} rows at a time"
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product."""
+        rows, full = x.shape[0], x.shape[0] // TILE * TILE
+        parts = [self.inner(x[start : start + TILE]) for start in range(0, full, TILE)]
+        if full < rows:
+            self.padded[: rows - full] = x[full:]
+            self.padded[rows - full :] = 0
+            parts.append(self.inner(self.padded)[: rows - full])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def packing_available(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's packed products exist in this build of PyTorch, for this dtype, on this machine. They are no
+    public API, so they are tried rather than assumed."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        weight, x = torch.ones(16, 32, dtype=dtype), torch.ones(2, 32, dtype=dtype)
+        result = PackedLinear(weight, torch.ones(16, dtype=dtype))(x)
+        return result.dtype == dtype and bool((result == 33).all())
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+class LinearFactory:
+    """Chooses how each weight is served.
+
+    Args:
+        dtype: of weights and activations.
+        device: only on "cpu" is there a choice.
+        batch_invariant: run every product on :data:`TILE` rows, and prove for each shape that a row's result then
+            depends on the row alone.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, batch_invariant: bool = False) -> None:
+        self.dtype = dtype
+        self.batch_invariant = batch_invariant
+        kinds: list[Any] = [PlainLinear]
+        if device.type == "cpu" and packing_available(dtype):
+            kinds.append(PackedLinear)
+        self._kinds = kinds
+        self._choices: dict[tuple[int, int, bool], Any] = {}
+        self._notes: dict[tuple[int, int, bool], str] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each shape: what was chosen, and the times that decided."""
+        return list(self._notes.values())
+
+    def build(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        """A linear that owns ``weight`` (``[N, K]``, contiguous); the caller should drop it.
+
+        Raises:
+            EngineError: ``batch_invariant``, and no product of this machine keeps rows apart.
+        """
+        width = weight.shape[1]
+        key = (weight.shape[0], width, bias is not None)
+        if not self.batch_invariant:
+            if key not in self._choices:
+                self._choices[key], self._notes[key] = self._measure(weight, bias)
+            linear: Linear = self._choices[key](weight, bias)
+            return linear
+        for kind in [self._choices[key]] if key in self._choices else reversed(self._kinds):
+            tiled = TiledLinear(kind(weight, bias), width, self.dtype)
+            if keeps_rows_apart(tiled.inner, width, self.dtype):
+                self._choices[key] = kind
+                self._notes[key] = f"linear {key[0]}x{key[1]}: {tiled.kind} (rows proved independent)"
+                return tiled
+        raise EngineError(
+            f"batch_invariant=True cannot be honoured: on this machine a row of a {key[0]}x{key[1]} product in "
+            f"{self.dtype} depends on the rows beside it; use batch_invariant=False, or dtype='float32'"
+        )
+
+    def _measure(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Any, str]:
+        """The kind whose times over several batch sizes have the least geometric mean."""
+        name = f"linear {weight.shape[0]}x{weight.shape[1]}"
+        if len(self._kinds) == 1:
+            return PlainLinear, f"{name}: plain (the only kind here)"
+        rows = [count for count in _MEASURED_ROWS if count == 1 or count * weight.shape[0] <= _LARGEST_OUTPUT]
+        inputs = [torch.randn(count, weight.shape[1]).to(self.dtype) for count in rows]
+        times = {}
+        for kind in self._kinds:
+            linear = kind(weight, bias)
+            times[kind] = [_seconds(linear, x) for x in inputs]
+        best = min(self._kinds, key=lambda kind: math.prod(times[kind]))
+        figures = "; ".join(
+            f"{kind.kind} {'/'.join(f'{seconds * 1e6:.0f}' for seconds in times[kind])}" for kind in self._kinds
+        )
+        return best, f"{name}: {best.kind} (microseconds at {'/'.join(map(str, rows))} rows: {figures})"
+
+
+def keeps_rows_apart(linear: Linear, width: int, dtype: torch.dtype) -> bool:
+    """Whether a row of a product of :data:`TILE` rows has the same bits at every place in the tile and beside any
+    other rows."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(TILE, width, generator=generator).to(dtype)
+    whole = linear(x).clone()
+    for shift in range(1, TILE):
+        if not torch.equal(linear(x.roll(shift, 0)), whole.roll(shift, 0)):
+            return False
+    for kept in (0, 1, TILE // 2, TILE - 1):
+        other = torch.randn(TILE, width, generator=generator).to(dtype) * 100
+        other[kept] = x[kept]
+        alone = torch.zeros(TILE, width, dtype=dtype)
+        alone[kept] = x[kept]
+        if not (torch.equal(linear(other)[kept], whole[kept]) and torch.equal(linear(alone)[kept], whole[kept])):
+            return False
+    return True
+
+
+def _seconds(linear: Linear, x: torch.Tensor) -> float:
+    """The least time of a few runs, the first of which only warms up."""
+    linear(x)
+    best, spent, runs = math.inf, 0.0, 0
+    while runs < 3 or (spent < _MEASURE_SECONDS and runs < 50):
+        started = time.perf_counter()
+        linear(x)
+        seconds = time.perf_counter() - started
+        best, spent, runs = min(best, seconds), spent + seconds, runs + 1
+    return best

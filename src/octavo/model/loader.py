@@ -1,0 +1,203 @@
+"""From a folder of files to a :class:`Decoder`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from octavo.hub import Progress
+from octavo.model.checkpoint import Checkpoint
+from octavo.model.config import ModelConfig
+from octavo.model.decoder import Decoder, DecoderLayer
+from octavo.model.dtypes import resolve_dtype
+from octavo.model.families import read_model_config
+from octavo.model.linear import Linear, LinearFactory
+
+_EMBEDDING = "embed_tokens.weight"
+_HEAD = "lm_head.weight"
+_BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias)")
+"""Tensors that older exporters wrote and that are computed, not learned."""
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    kernels: ModuleType,
+    batch_invariant: bool = False,
+    progress: Progress | None = None,
+) -> Decoder:
+    """Load a model in Hugging Face layout.
+
+    Tensors are read, converted and fused one at a time, and packed as soon as they are whole: beside the finished
+    weights at most one fused matrix is held.
+
+    Args:
+        folder: with config.json and safetensors (see :func:`octavo.hub.resolve_model`).
+        dtype: "auto" or a name (see :func:`octavo.model.dtypes.resolve_dtype`).
+        device: where the weights go.
+        kernels: the backend, from :func:`octavo.kernels.load`.
+        batch_invariant: a row's result has the same bits whatever the batch (see :mod:`octavo.model.linear`).
+        progress: called with ("loading weights", bytes read, bytes in all).
+
+    Raises:
+        ModelNotFoundError: a file every model has is missing.
+        UnsupportedModelError: config.json asks for what Octavo has not.
+        UnsafeWeightsError: only pickled weights.
+        WeightsError: damaged files, missing tensors, wrong shapes.
+        ConfigError: the dtype cannot be computed here.
+        EngineError: ``batch_invariant`` cannot be honoured here.
+    """
+    config = read_model_config(folder)
+    checkpoint = Checkpoint(folder)
+    with torch.inference_mode(False), torch.no_grad():
+        return _Loading(config, checkpoint, dtype, torch.device(device), batch_invariant, progress).decoder(kernels)
+
+
+def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What the weights may take in memory at most, in bytes. A tied embedding counts twice: rows are looked up in one
+    copy, and the product with it may read a packed one."""
+    return (_parameters(config) + (config.vocab_size * config.hidden_size)) * dtype.itemsize
+
+
+def _parameters(config: ModelConfig) -> int:
+    """Weights to be read, with a head of its own only where embeddings are not tied."""
+    hidden, qkv = config.hidden_size, config.q_size + 2 * config.kv_size
+    layer = hidden * (qkv + config.q_size + 3 * config.intermediate_size + 2)
+    layer += qkv * config.qkv_bias + hidden * config.o_bias + 2 * config.head_dim * config.qk_norm
+    layer += (2 * config.intermediate_size + hidden) * config.mlp_bias
+    tables = 1 if config.tie_word_embeddings else 2
+    return config.num_layers * layer + hidden + tables * config.vocab_size * hidden
+
+
+class _Loading:
+    """One load under way."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        dtype: str,
+        device: torch.device,
+        batch_invariant: bool,
+        progress: Progress | None,
+    ) -> None:
+        self.config = config
+        self.checkpoint = checkpoint
+        self.device = device
+        self.progress = progress
+        # A checkpoint saved from the bare model lacks the prefix; transformers accepts both.
+        self.prefix = "" if _EMBEDDING in checkpoint and f"model.{_EMBEDDING}" not in checkpoint else "model."
+        self.dtype, self.notes = resolve_dtype(dtype, self._stored_dtype(), device)
+        self.factory = LinearFactory(self.dtype, device, batch_invariant)
+        self.used: set[str] = set()
+        self.bytes_read = 0
+        self.bytes_kept = 0
+        self.bytes_total = _parameters(config) * self.dtype.itemsize
+
+    def decoder(self, kernels: ModuleType) -> Decoder:
+        config = self.config
+        embedding, head_weight = self._tables()
+        layers = [self._layer(index) for index in range(config.num_layers)]
+        final_norm = self._tensor("norm.weight", config.hidden_size)
+        head = self.factory.build(embedding if head_weight is None else head_weight)
+        if head_weight is None and head.kind.startswith("plain"):
+            self.bytes_kept += embedding.nbytes
+        else:
+            self.bytes_kept += 2 * embedding.nbytes
+        self._note_unused()
+        return Decoder(
+            config,
+            embedding,
+            layers,
+            final_norm,
+            head,
+            kernels,
+            batch_invariant=self.factory.batch_invariant,
+            notes=[*self.notes, *self.factory.notes],
+            weights_bytes=self.bytes_kept,
+        )
+
+    def _layer(self, index: int) -> DecoderLayer:
+        config, attention, mlp = self.config, f"layers.{index}.self_attn", f"layers.{index}.mlp"
+        hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
+        qkv = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
+        return DecoderLayer(
+            input_norm=self._tensor(f"layers.{index}.input_layernorm.weight", hidden),
+            qkv=self._linear(attention, qkv, hidden, config.qkv_bias),
+            q_norm=self._tensor(f"{attention}.q_norm.weight", head) if config.qk_norm else None,
+            k_norm=self._tensor(f"{attention}.k_norm.weight", head) if config.qk_norm else None,
+            output=self._linear(attention, {"o_proj": hidden}, config.q_size, config.o_bias),
+            mlp_norm=self._tensor(f"layers.{index}.post_attention_layernorm.weight", hidden),
+            gate_up=self._linear(mlp, {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias),
+            down=self._linear(mlp, {"down_proj": hidden}, inner, config.mlp_bias),
+            window=config.windows[index],
+        )
+
+    def _tables(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The embedding, and the head's weight where it is not the same one.
+
+        Embeddings that config.json calls tied may be stored under either name; stored under both with different
+        values they are not tied, as transformers decides too.
+        """
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        if not self.config.tie_word_embeddings:
+            return self._tensor(_EMBEDDING, *shape, kept=False), self._tensor(_HEAD, *shape, prefix="", kept=False)
+        if _HEAD not in self.checkpoint:
+            return self._tensor(_EMBEDDING, *shape, kept=False), None
+        if self.prefix + _EMBEDDING not in self.checkpoint:
+            return self._tensor(_HEAD, *shape, prefix="", kept=False), None
+        stored, head = self.checkpoint.read(self.prefix + _EMBEDDING, shape), self.checkpoint.read(_HEAD, shape)
+        if torch.equal(stored, head):
+            self.used.add(_HEAD)
+            return self._tensor(_EMBEDDING, *shape, kept=False), None
+        self.notes.append(
+            f"config.json ties the embeddings, but the checkpoint has two different ones ({self.prefix}{_EMBEDDING}, "
+            f"{_HEAD}): both are used, untied"
+        )
+        return self._tensor(_EMBEDDING, *shape, kept=False), self._tensor(_HEAD, *shape, prefix="", kept=False)
+
+    def _linear(self, module: str, parts: dict[str, int], width: int, has_bias: bool) -> Linear:
+        """The named products of a module as one, stacked in order."""
+        height = sum(parts.values())
+        weight = torch.empty(height, width, dtype=self.dtype, device=self.device)
+        bias = torch.empty(height, dtype=self.dtype, device=self.device) if has_bias else None
+        start = 0
+        for name, rows in parts.items():
+            self._copy(f"{module}.{name}.weight", weight[start : start + rows])
+            if bias is not None:
+                self._copy(f"{module}.{name}.bias", bias[start : start + rows])
+            start += rows
+        self.bytes_kept += weight.nbytes + (0 if bias is None else bias.nbytes)
+        return self.factory.build(weight, bias)
+
+    def _tensor(self, name: str, *shape: int, prefix: str | None = None, kept: bool = True) -> torch.Tensor:
+        tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self._copy(name, tensor, prefix)
+        self.bytes_kept += tensor.nbytes if kept else 0
+        return tensor
+
+    def _copy(self, name: str, target: torch.Tensor, prefix: str | None = None) -> None:
+        full = (self.prefix if prefix is None else prefix) + name
+        target.copy_(self.checkpoint.read(full, tuple(target.shape)))
+        self.used.add(full)
+        self.bytes_read += target.nbytes
+        if self.progress is not None:
+            self.progress("loading weights", self.bytes_read, max(self.bytes_total, self.bytes_read))
+
+    def _stored_dtype(self) -> torch.dtype:
+        if self.config.dtype is not None:
+            dtype: torch.dtype = getattr(torch, self.config.dtype)
+            return dtype
+        name = self.prefix + _EMBEDDING if self.prefix + _EMBEDDING in self.checkpoint else _HEAD
+        return self.checkpoint.read(name, (self.config.vocab_size, self.config.hidden_size)).dtype
+
+    def _note_unused(self) -> None:
+        unused = [name for name in self.checkpoint.names if name not in self.used and _BUFFERS.fullmatch(name) is None]
+        if unused:
+            names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+            self.notes.append(f"the checkpoint has {len(unused)} tensors that this architecture does not use: {names}")
