@@ -53,6 +53,7 @@ class SlotInit(NamedTuple):
     num_prompt: int  #: how many of ``tokens`` are the prompt
     tokens: tuple[int, ...]  #: every token known so far (penalties and bad words look back at them)
     sampling: SamplingSpec
+    salt: str | None = None  #: what beside the tokens decides which memory it may share
 
 
 class BlockCopy(NamedTuple):

@@ -6,10 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 from octavo.errors import SamplingParamsError
+from octavo.plan import SamplingSpec
+
+PrefixNode = int | tuple[str, str | None]
+"""A node of the prefix tree, or the namespace at whose root a sequence's first block hangs."""
 
 MAX_LOGPROBS = 64
 """The most alternatives that ``logprobs`` or ``prompt_logprobs`` may ask for at one position."""
@@ -117,7 +121,9 @@ class SamplingParams:
 
     def _check_beams(self) -> None:
         if self.n > self.beam_width:
-            raise SamplingParamsError(f"n={self.n} exceeds beam_width={self.beam_width}: a search returns its own beams")
+            raise SamplingParamsError(
+                f"n={self.n} exceeds beam_width={self.beam_width}: a search returns its own beams"
+            )
         if self.best_of is not None:
             raise SamplingParamsError("best_of does not go with beam_width: the beams are already ranked")
         if self.temperature not in (None, 0, 0.0, 1, 1.0):
@@ -245,7 +251,7 @@ class SequenceState(Enum):
     FINISHED = "finished"
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a sequence ended."""
 
     STOP = "stop"  #: end-of-sequence, a stop token or a stop string
@@ -269,22 +275,27 @@ class Sequence:
     """One line of tokens being grown for a request.
 
     There is no prefill or decode phase: ``num_computed`` (tokens whose KV is in memory) chases ``len(tokens)``.
-    ``num_scheduled`` is the same cursor as the plans in flight will leave it.
+    ``num_scheduled`` is the same cursor as the plans in flight will leave it, and ``num_total`` is ``len(tokens)``
+    plus the samples that they will bring.
     """
 
     __slots__ = (
         "capacity",
         "cumulative_logprob",
+        "draws",
+        "epoch",
         "finish_reason",
         "id",
         "in_flight",
         "index",
+        "limit",
         "logprobs",
         "node",
         "num_computed",
         "num_prompt",
         "num_published",
         "num_scheduled",
+        "num_total",
         "request",
         "slot",
         "state",
@@ -297,14 +308,18 @@ class Sequence:
         self.id = id
         self.request = request
         self.index = index  # the noise index among the request's sequences
+        self.draws: tuple[int, ...] = (index,)  # noise indexes to draw with; several while a prompt feeds n sequences
         self.tokens = tokens
         self.num_prompt = len(request.prompt_token_ids)
+        self.limit = self.num_prompt + request.max_new_tokens
         self.num_computed = 0
         self.num_scheduled = 0
+        self.num_total = len(tokens)
         self.in_flight = 0  # plans not yet collected that hold a chunk of this sequence
-        self.capacity = 0  # token slots in the blocks held (the least over groups)
+        self.epoch = 0  # counts preemptions: a chunk of an earlier epoch moves no cursor
+        self.capacity = 0  # positions below it can be written without asking the memory manager
         self.tables: tuple[BlockTable, ...] = tuple(BlockTable() for _ in range(num_groups))
-        self.node = 0  # prefix-tree node of the last published block; 0 is the namespace's root until set
+        self.node: PrefixNode = request.namespace  # where the next full block hangs in the prefix tree
         self.num_published = 0  # full blocks in the prefix tree
         self.slot = -1
         self.state = SequenceState.WAITING
@@ -330,13 +345,18 @@ class Request:
 
     __slots__ = (
         "arrival",
+        "failure",
+        "finished_at",
         "first_scheduled",
         "first_token",
-        "finished_at",
+        "hypotheses",
         "id",
+        "live",
         "max_new_tokens",
+        "namespace",
         "num_cached",
         "num_preemptions",
+        "num_slots",
         "params",
         "priority",
         "prompt",
@@ -346,6 +366,7 @@ class Request:
         "salt",
         "seed",
         "sequences",
+        "spec",
         "stop_ids",
         "user",
     )
@@ -364,6 +385,7 @@ class Request:
         seed: int = 0,
         max_new_tokens: int = 1,
         stop_ids: tuple[int, ...] = (),
+        spec: SamplingSpec | None = None,
     ) -> None:
         self.id = id
         self.prompt = prompt
@@ -375,9 +397,15 @@ class Request:
         self.salt = salt
         self.seed = seed
         self.max_new_tokens = max_new_tokens  # params.max_tokens, cut to the context
-        self.stop_ids = stop_ids  # end-of-sequence ids (unless ignored) and stop_token_ids
+        self.stop_ids = frozenset(stop_ids)  # end-of-sequence ids (unless ignored) and stop_token_ids
+        self.spec = spec or SamplingSpec()
         self.rank: tuple[float, int] = (arrival, 0)
-        self.sequences: list[Sequence] = []
+        self.namespace: tuple[str, str | None] = ("salt", salt)  # the root of its prefixes
+        self.sequences: list[Sequence] = []  # in order of index; for a finished beam search, best first
+        self.live: list[Sequence] = []  # those of them that still grow
+        self.hypotheses: list[tuple[float, Sequence]] = []  # a beam search's finished beams, best first
+        self.num_slots = params.num_sequences  # executor slots that it holds or has been promised
+        self.failure: str | None = None  # why it ended in FinishReason.ERROR
         self.prompt_logprobs: list[dict[int, float] | None] | None = None
         self.num_cached = 0  # prompt tokens found in the prefix tree at first admission
         self.num_preemptions = 0

@@ -1,0 +1,313 @@
+"""Who holds which blocks: sharing, growth, copy-on-write, publication, release."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+from octavo.config import SchedulerConfig
+from octavo.errors import OutOfBlocksError
+from octavo.memory.pool import BlockPool
+from octavo.memory.prefix_tree import PrefixTree, block_key
+from octavo.memory.snapshot import MemorySnapshot
+from octavo.plan import BlockCopy
+from octavo.request import PrefixNode, Request, Sequence
+
+
+class MemoryManager:
+    """The block tables of all sequences, over one pool shared by all layer groups.
+
+    Every change is all or nothing: a call that raises OutOfBlocksError has changed nothing. Copies and evictions
+    that a step brings about are collected in ``copies`` and ``evicted`` until the scheduler puts them into its plan.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.block_size = config.block_size
+        self.num_groups = len(config.groups)
+        self.caching = config.prefix_caching
+        self.pool = BlockPool(config.num_blocks)
+        self.tree = PrefixTree()
+        self.copies: list[BlockCopy] = []
+        self.evicted: list[int] = []
+        # (node, next block's tokens) -> the sequence that is computing that block just now
+        self._leaders: dict[tuple[PrefixNode, bytes], Sequence] = {}
+        self._led: dict[int, tuple[PrefixNode, bytes]] = {}
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be had, cached ones included."""
+        return self.pool.num_free
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that so many tokens fill, over all layer groups."""
+        return -(-num_tokens // self.block_size) * self.num_groups
+
+    def most_blocks(self, request: Request) -> int:
+        """The most blocks the request can ever hold at once: its sequences share the prompt's full blocks only."""
+        total = self.blocks_for(len(request.prompt_token_ids) + request.max_new_tokens)
+        count = request.params.num_sequences
+        if count == 1:
+            return total
+        shared = len(request.prompt_token_ids) // self.block_size * self.num_groups
+        return shared + count * (total - shared)
+
+    def match(self, seq: Sequence) -> list[int]:
+        """The nodes of the longest cached prefix of ``seq``, leaving at least its last token to compute."""
+        return self._walk(seq, array("i", seq.tokens))
+
+    def _walk(self, seq: Sequence, tokens: array[int]) -> list[int]:
+        size, nodes, node = self.block_size, [], seq.request.namespace
+        find, content, width = self.tree.find, tokens.tobytes(), tokens.itemsize * self.block_size
+        parent: PrefixNode = node
+        for i in range((len(tokens) - 1) // size):
+            child = find(parent, content[i * width : (i + 1) * width])
+            if not child:
+                break
+            nodes.append(child)
+            parent = child
+        return nodes
+
+    def leader(self, seq: Sequence, nodes: list[int]) -> Sequence | None:
+        """The sequence, if any, that is just now computing the block which follows the match ``nodes``, and for which
+        ``seq`` could wait instead of computing it too."""
+        start = len(nodes) * self.block_size
+        if not self._leaders or start + self.block_size > len(seq.tokens) - 1:
+            return None
+        parent = nodes[-1] if nodes else seq.request.namespace
+        return self._leaders.get((parent, block_key(seq.tokens, start, start + self.block_size)))
+
+    def need(self, seq: Sequence, upto: int, nodes: list[int] | None = None) -> int:
+        """Free blocks it takes so that ``seq`` can write every position from ``num_scheduled`` to ``upto``; with
+        ``nodes``, the cached prefix is shared first (its idle blocks leave the free list, too)."""
+        if nodes:
+            refs, idle = self.pool.refs, 0
+            for node in nodes:
+                for block in self.tree.blocks[node]:
+                    idle += refs[block] == 0
+            return self.blocks_for(upto) - len(nodes) * self.num_groups + idle
+        wanted = -(-upto // self.block_size)
+        need = sum(max(0, wanted - len(table.blocks)) for table in seq.tables)
+        return need + len(self._shared_tail(seq))
+
+    def yield_of(self, victims: Iterable[Request]) -> int:
+        """Blocks that would become free if these requests lost theirs: those held by nobody else."""
+        counts: dict[int, int] = {}
+        for request in victims:
+            for seq in request.live:
+                for table in seq.tables:
+                    for block in table.blocks:
+                        counts[block] = counts.get(block, 0) + 1
+        refs = self.pool.refs
+        return sum(count == refs[block] for block, count in counts.items())
+
+    # -- changes -----------------------------------------------------------------------------------------------
+
+    def share(self, seq: Sequence, nodes: list[int]) -> None:
+        """Let ``seq``, which holds nothing, begin with the cached prefix ``nodes``: those tokens count as computed."""
+        for node in nodes:
+            for table, block in zip(seq.tables, self.tree.blocks[node], strict=True):
+                self.pool.share(block)
+                table.blocks.append(block)
+        if nodes:
+            seq.node = nodes[-1]
+        seq.num_published = len(nodes)
+        seq.num_computed = seq.num_scheduled = seq.capacity = len(nodes) * self.block_size
+
+    def reserve(self, seq: Sequence, upto: int) -> None:
+        """Grow the tables so that positions ``num_scheduled`` to ``upto`` can be written, copying the partial block
+        where it is shared (copy-on-write: whoever writes first copies, the parent of a fork included).
+
+        Raises:
+            OutOfBlocksError: too few blocks are free; nothing was changed.
+        """
+        need = self.need(seq, upto)
+        if need > self.pool.num_free:
+            raise OutOfBlocksError(
+                f"sequence {seq.id} needs {need} blocks to reach {upto} tokens; {self.pool.num_free} are free"
+            )
+        for group in self._shared_tail(seq):
+            self._copy_tail(seq, group)
+        wanted = -(-upto // self.block_size)
+        for table in seq.tables:
+            while len(table.blocks) < wanted:
+                table.blocks.append(self._allocate())
+        seq.capacity = len(seq.tables[0].blocks) * self.block_size
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """``child`` shares every block that holds a computed token of ``parent``, the partial last one too. Neither
+        may write to that one before it has asked again."""
+        count = -(-parent.num_computed // self.block_size)
+        for source, target in zip(parent.tables, child.tables, strict=True):
+            for block in source.blocks[:count]:
+                self.pool.share(block)
+                target.blocks.append(block)
+        child.num_computed = child.num_scheduled = parent.num_computed
+        child.node, child.num_published = parent.node, parent.num_published
+        child.capacity = parent.capacity = parent.num_computed
+
+    def publish(self, seq: Sequence) -> None:
+        """File every full block of ``seq`` that has been computed since the last call, so that others can share it.
+        Where the same tokens are filed already, ``seq`` changes over to that block and gives its own back."""
+        request = seq.request
+        if not self.caching and request.params.num_sequences == 1:
+            return
+        size, tree, pool = self.block_size, self.tree, self.pool
+        self._stop_leading(seq)
+        for i in range(seq.num_published, seq.num_computed // size):
+            key = block_key(seq.tokens, i * size, (i + 1) * size)
+            node = tree.find(seq.node, key)
+            if not node:
+                blocks = tuple(table.blocks[i] for table in seq.tables)
+                node = tree.insert(seq.node, key, blocks)
+                for block in blocks:
+                    pool.node[block] = node
+            else:
+                for table, block in zip(seq.tables, tree.blocks[node], strict=True):
+                    own = table.blocks[i]
+                    if own != block:
+                        pool.share(block)
+                        table.blocks[i] = block
+                        table.sent = min(table.sent, i)
+                        self._release(own)
+            seq.node = node
+            seq.num_published = i + 1
+
+    def lead(self, seq: Sequence) -> None:
+        """Announce that ``seq`` computes the block after its last published one, for :meth:`leader` to find."""
+        start = seq.num_published * self.block_size
+        if start + self.block_size > len(seq.tokens) or seq.id in self._led:
+            return
+        if not self.caching and seq.request.params.num_sequences == 1:
+            return
+        key = (seq.node, block_key(seq.tokens, start, start + self.block_size))
+        if key not in self._leaders:
+            self._leaders[key] = seq
+            self._led[seq.id] = key
+
+    def free(self, seq: Sequence) -> None:
+        """Give back every block, tail first, so that the free list evicts tails before heads."""
+        self._stop_leading(seq)
+        for i in range(len(seq.tables[0].blocks) - 1, -1, -1):
+            for table in seq.tables:
+                self._release(table.blocks[i])
+        for table in seq.tables:
+            table.blocks.clear()
+            table.sent = 0
+        seq.num_computed = seq.num_scheduled = seq.capacity = seq.num_published = 0
+        seq.node = seq.request.namespace
+
+    def reset_prefix_cache(self) -> int:
+        """Forget every cached block that nobody holds; returns how many."""
+        count = 0
+        for block in self.pool.free_blocks():
+            if self.pool.node[block]:
+                self._forget_node(self.pool.node[block])
+                count += 1
+        return count
+
+    # -- audits and pictures -----------------------------------------------------------------------------------
+
+    def audit(self, sequences: Iterable[Sequence]) -> None:
+        """Check that free + cached + used is everything, and that reference counts equal the tables' entries.
+
+        Raises:
+            RuntimeError: they do not; the message says where.
+        """
+        counts = [0] * self.pool.num_blocks
+        for seq in sequences:
+            lengths = {len(table.blocks) for table in seq.tables}
+            if len(lengths) != 1 or min(lengths) * self.block_size < seq.num_scheduled:
+                raise RuntimeError(f"{seq} holds too few blocks for what is scheduled")
+            for table in seq.tables:
+                for block in table.blocks:
+                    counts[block] += 1
+        free = self.pool.free_blocks()
+        for block, count in enumerate(counts):
+            if count != self.pool.refs[block]:
+                raise RuntimeError(f"block {block}: {self.pool.refs[block]} references, {count} in tables")
+        if len(free) != self.pool.num_free or len(set(free)) != len(free) or any(counts[block] for block in free):
+            raise RuntimeError("the free list disagrees with the reference counts")
+        if len(free) + sum(count > 0 for count in counts) != self.pool.num_blocks:
+            raise RuntimeError("blocks have leaked: free + cached + used is not the pool")
+        self._audit_tree()
+
+    def _audit_tree(self) -> None:
+        pool, tree = self.pool, self.tree
+        held = {block for block in range(pool.num_blocks) if pool.node[block]}
+        filed: set[int] = set()
+        for node in tree.nodes():
+            filed.update(tree.blocks[node])
+            parent = tree.parent(node)
+            if any(pool.node[block] != node for block in tree.blocks[node]):
+                raise RuntimeError(f"prefix node {node} names a block that holds something else")
+            if isinstance(parent, int) and any(
+                pool.refs[own] > 0 and pool.refs[above] == 0
+                for own, above in zip(tree.blocks[node], tree.blocks[parent], strict=True)
+            ):
+                raise RuntimeError(f"prefix node {node} is held, its parent {parent} is not")
+        if held != filed:
+            raise RuntimeError("the prefix tree and the pool disagree on what is cached")
+
+    def snapshot(self, sequences: Iterable[Sequence]) -> MemorySnapshot:
+        """The whole pool, and which of ``sequences`` holds what. O(blocks)."""
+        owners: list[tuple[int, ...]] = [()] * self.pool.num_blocks
+        filled = [0] * self.pool.num_blocks
+        for seq in sequences:
+            for table in seq.tables:
+                for i, block in enumerate(table.blocks):
+                    owners[block] = (*owners[block], seq.id)
+                    filled[block] = max(filled[block], min(self.block_size, seq.num_computed - i * self.block_size))
+        cached = frozenset(block for block in self.pool.free_blocks() if self.pool.node[block])
+        used = self.pool.num_blocks - self.pool.num_free
+        return MemorySnapshot(
+            block_size=self.block_size,
+            owner=owners,
+            cached=cached,
+            num_used=used,
+            num_shared=sum(len(owner) > 1 for owner in owners),
+            num_cached=len(cached),
+            num_free=self.pool.num_free - len(cached),
+            filled_slots=sum(max(0, count) for count in filled),
+        )
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _shared_tail(self, seq: Sequence) -> list[int]:
+        """The groups in which the partial block that ``seq`` would write next is shared."""
+        i, offset = divmod(seq.num_scheduled, self.block_size)
+        if not offset:
+            return []
+        return [g for g, table in enumerate(seq.tables) if self.pool.refs[table.blocks[i]] > 1]
+
+    def _copy_tail(self, seq: Sequence, group: int) -> None:
+        table, i = seq.tables[group], seq.num_scheduled // self.block_size
+        source = table.blocks[i]
+        target = self._allocate()
+        self.copies.append(BlockCopy(group, source, target))
+        table.blocks[i] = target
+        table.sent = min(table.sent, i)
+        self._release(source)
+
+    def _allocate(self) -> int:
+        block = self.pool.allocate()
+        if self.pool.node[block]:
+            self.evicted.append(block)
+            self._forget_node(self.pool.node[block])
+        return block
+
+    def _forget_node(self, node: int) -> None:
+        for block in self.tree.remove(node):
+            self.pool.forget(block)
+
+    def _release(self, block: int) -> None:
+        pool = self.pool
+        if not self.caching and pool.refs[block] == 1 and pool.node[block]:
+            self._forget_node(pool.node[block])
+        pool.release(block)
+
+    def _stop_leading(self, seq: Sequence) -> None:
+        key = self._led.pop(seq.id, None)
+        if key is not None:
+            del self._leaders[key]

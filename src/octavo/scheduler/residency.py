@@ -1,0 +1,151 @@
+"""Who is resident: the running requests in rank order, the waiting ones in a heap, and the executor's slots."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections.abc import Iterator
+
+from octavo.config import SchedulerConfig
+from octavo.memory import MemoryManager
+from octavo.request import Request, Sequence, SequenceState
+from octavo.scheduler.rank import Rank
+
+
+def _rank(request: Request) -> Rank:
+    return request.rank
+
+
+class Residency:
+    """Requests move from ``waiting`` to ``running`` (admit), back (preempt), and out (leave).
+
+    A running request holds, or has been promised, a slot for each of its sequences. What happens to slots is
+    collected in ``released``, ``init`` and ``preempted`` until the next plan carries it to the executor.
+    """
+
+    def __init__(self, config: SchedulerConfig, memory: MemoryManager) -> None:
+        self.memory = memory
+        self.running: list[Request] = []
+        self.waiting: list[tuple[Rank, Request]] = []
+        self.num_preemptions = 0
+        self.released: list[int] = []
+        self.init: dict[int, Sequence] = {}
+        self.preempted: list[int] = []
+        self._leaving: dict[int, Sequence] = {}  # finished, but named by a plan that is not collected yet
+        self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
+        self._unpromised = config.max_num_seqs
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Every sequence that may hold blocks."""
+        for request in self.running:
+            yield from request.live
+        yield from self._leaving.values()
+
+    # -- coming ------------------------------------------------------------------------------------------------
+
+    def enqueue(self, request: Request) -> None:
+        """Put a request among the waiting."""
+        heapq.heappush(self.waiting, (request.rank, request))
+
+    def admit(self, need: int) -> bool:
+        """Make the first waiting request resident if ``need`` blocks and its slots can be had, preempting requests
+        ranked below it if, and only if, that suffices."""
+        request = self.waiting[0][1]
+        slots = request.num_slots - (self._unpromised - len(self._leaving))
+        if (slots > 0 or need > self.memory.num_free) and not self._preempt_below(request, need, slots):
+            return False
+        heapq.heappop(self.waiting)
+        self._unpromised -= request.num_slots
+        for seq in request.live:
+            self.seat(seq)
+        insort(self.running, request, key=_rank)
+        return True
+
+    def seat(self, seq: Sequence) -> None:
+        """Give the sequence a slot; the next plan tells the executor."""
+        seq.slot = self._free_slots.pop()
+        seq.state = SequenceState.RUNNING
+        self.init[seq.slot] = seq
+
+    # -- making room -------------------------------------------------------------------------------------------
+
+    def make_room(self, seq: Sequence, need: int) -> bool:
+        """Have ``need`` blocks free for ``seq``, preempting from the bottom of the order; False, and nothing changed,
+        if all that rank below it would not suffice."""
+        return need <= self.memory.num_free or self._preempt_below(seq.request, need, 0)
+
+    def _preempt_below(self, request: Request, need: int, slots: int) -> bool:
+        victims: list[Request] = []
+        free, freed_slots = self.memory.num_free, 0
+        for other in reversed(self.running):
+            if other.rank <= request.rank:
+                return False
+            victims.append(other)
+            freed_slots += other.num_slots
+            if freed_slots >= slots and free + self.memory.yield_of(victims) >= need:
+                break
+        else:
+            return False
+        for victim in victims:
+            self._preempt(victim)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """Take a running request's blocks and slots; it will recompute from its tokens."""
+        for seq in request.live:
+            self.preempted.append(seq.id)
+            self._vacate(seq)
+            seq.epoch += 1
+            seq.state = SequenceState.WAITING
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._stand_up(request)
+        self.enqueue(request)
+
+    # -- leaving -----------------------------------------------------------------------------------------------
+
+    def drop(self, seq: Sequence) -> None:
+        """A sequence has ended: its blocks and its slot come back, unless a plan in flight still names them; then
+        they do when that is collected (:meth:`bury`)."""
+        request = seq.request
+        was_running = seq.state is SequenceState.RUNNING
+        seq.state = SequenceState.FINISHED
+        request.live.remove(seq)
+        request.num_slots -= 1
+        if not was_running:
+            return
+        self._unpromised += 1
+        if seq.in_flight:
+            self._leaving[seq.id] = seq
+        else:
+            self._vacate(seq)
+
+    def promise(self, request: Request) -> None:
+        """One slot more for a running request: a beam was dropped, and a fork will take its place."""
+        request.num_slots += 1
+        self._unpromised -= 1
+
+    def bury(self, seq: Sequence) -> None:
+        """The last plan that names a finished sequence has been collected."""
+        if not seq.in_flight and self._leaving.pop(seq.id, None) is not None:
+            self._vacate(seq)
+
+    def leave(self, request: Request) -> None:
+        """Take a request whose sequences have all ended out of the lists."""
+        if request in self.running:
+            self._stand_up(request)
+        else:
+            self.waiting = [entry for entry in self.waiting if entry[1] is not request]
+            heapq.heapify(self.waiting)
+
+    def _stand_up(self, request: Request) -> None:
+        self.running.remove(request)
+        self._unpromised += request.num_slots
+
+    def _vacate(self, seq: Sequence) -> None:
+        self.memory.free(seq)
+        if seq.slot >= 0:
+            if self.init.pop(seq.slot, None) is None:
+                self.released.append(seq.slot)
+            self._free_slots.append(seq.slot)
+            seq.slot = -1

@@ -1,0 +1,503 @@
+"""Decides, step by step, who computes what, and takes in the results."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+
+from octavo.config import SchedulerConfig
+from octavo.errors import EngineError, RequestTooLargeError, UnknownRequestError
+from octavo.memory import MemoryManager
+from octavo.plan import PENDING, Chunk, ChunkResult, Sample, SlotInit, StepPlan, StepResult, Want
+from octavo.request import FinishReason, Request, Sequence, SequenceState
+from octavo.scheduler import beam
+from octavo.scheduler.rank import POLICIES, Rank
+from octavo.scheduler.residency import Residency
+
+
+class Scheduler:
+    """Plans steps over live requests, and takes in their results.
+
+    ``schedule()`` walks the requests in rank order, the resident ones merged with the waiting ones. Memory is given
+    in strict rank: whoever is short of blocks takes them from the bottom of the order, from requests ranked below it
+    alone, and only if that suffices; once somebody stays short, nobody below gets new blocks in this step. Compute
+    goes to decodes first, then to prefill chunks, within ``max_num_batched_tokens``; a prompt's memory grows chunk by
+    chunk.
+
+    It reads nothing but its configuration and its requests: no clock, no torch.
+    (Continuous batching: Orca, OSDI '22. Chunked prefill beside decodes: Sarathi-Serve, OSDI '24.)
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.memory = MemoryManager(config)
+        self.residency = Residency(config, self.memory)
+        self.requests: dict[str, Request] = {}  # every live one
+        self._rank_of = POLICIES[config.policy]
+        self._arrivals = itertools.count()
+        self._sequence_ids = itertools.count()
+        self._steps = itertools.count()
+        self._planned: dict[int, list[tuple[Sequence, int]]] = {}  # step -> (sequence, epoch) of each chunk
+
+    # -- requests come and go ----------------------------------------------------------------------------------
+
+    def has_unfinished(self) -> bool:
+        """Whether a request is live."""
+        return bool(self.requests)
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that could never be served, however long it waited.
+
+        Raises:
+            RequestTooLargeError: it needs more blocks, slots or tokens a step than there are.
+        """
+        config, params = self.config, request.params
+        if params.num_sequences > config.max_num_seqs:
+            raise RequestTooLargeError(
+                f"the request grows {params.num_sequences} sequences at once, max_num_seqs is {config.max_num_seqs}: "
+                "lower n, best_of or beam_width, or raise max_num_seqs"
+            )
+        if params.beam_width > config.max_num_batched_tokens:
+            raise RequestTooLargeError(
+                f"beam_width={params.beam_width} exceeds max_num_batched_tokens={config.max_num_batched_tokens}, "
+                "but beams advance together: lower the one or raise the other"
+            )
+        most = self.memory.most_blocks(request)
+        if most > config.num_blocks:
+            raise RequestTooLargeError(
+                f"prompt and max_tokens ({len(request.prompt_token_ids)} + {request.max_new_tokens} tokens, "
+                f"{params.num_sequences} sequence(s)) can need {most} blocks of {config.block_size}; the pool has "
+                f"{config.num_blocks}: shorten the request, or raise num_blocks"
+            )
+
+    def add(self, request: Request) -> None:
+        """Take a request in.
+
+        Raises:
+            RequestTooLargeError: it could never fit; nothing was changed.
+        """
+        self.check(request)
+        request.rank = self._rank_of(request, self.config, next(self._arrivals))
+        if not self.config.prefix_caching:
+            request.namespace = ("request", request.id)  # its own sequences may still share with one another
+        seq = self._new_sequence(request, 0, list(request.prompt_token_ids))
+        if request.params.beam_width == 1:
+            seq.draws = tuple(range(request.params.num_sequences))
+        request.sequences, request.live = [seq], [seq]
+        if request.params.prompt_logprobs is not None:
+            request.prompt_logprobs = [None]  # nothing comes before the first token
+        self.requests[request.id] = request
+        self.residency.enqueue(request)
+
+    def abort(self, request_id: str) -> Request:
+        """Withdraw a request, at any moment.
+
+        Raises:
+            UnknownRequestError: no live request has this id.
+        """
+        request = self.requests.get(request_id)
+        if request is None:
+            raise UnknownRequestError(f"no live request has the id {request_id!r}")
+        self._end_request(request, FinishReason.ABORT)
+        return request
+
+    def stop(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        """End one sequence from outside (a stop string was found in its text)."""
+        if seq.state is not SequenceState.FINISHED:
+            self._end(seq, reason, stop_reason)
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Every sequence that may hold blocks."""
+        return self.residency.sequences()
+
+    # -- planning ----------------------------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan:
+        """The next step's plan. Without chunks: nothing can be done before a plan in flight is collected."""
+        decodes: list[Chunk] = []
+        prefills: list[Chunk] = []
+        decoding: list[tuple[Sequence, int]] = []
+        prefilling: list[tuple[Sequence, int]] = []
+        turn = _Turn(self)
+        room = self.config.max_num_batched_tokens  # for decodes and prefills together
+        for request in turn.in_rank_order():
+            for seq in request.live if request.params.beam_width == 1 else turn.beams(request, room - len(decodes)):
+                start = seq.num_scheduled
+                count = seq.num_total - start
+                if count == 1:  # the steady state: one token, and mostly in memory that it has
+                    if len(decodes) >= room or seq.num_total >= seq.limit:
+                        continue
+                    if start >= seq.capacity and not turn.grow(seq, start + 1):
+                        continue
+                    decodes.append(self._chunk(seq, start, 1))
+                    decoding.append((seq, seq.epoch))
+                elif count > 1:
+                    count = turn.prefill(seq, room - len(decodes))
+                    if count:
+                        room -= count
+                        prefills.append(self._chunk(seq, seq.num_scheduled, count))
+                        prefilling.append((seq, seq.epoch))
+        turn.close()
+        return self._plan(decodes + prefills, decoding + prefilling)
+
+    def _plan(self, chunks: list[Chunk], planned: list[tuple[Sequence, int]]) -> StepPlan:
+        memory, residency = self.memory, self.residency
+        plan = StepPlan(
+            step=next(self._steps),
+            chunks=tuple(chunks),
+            init=tuple(_slot_init(seq) for seq in residency.init.values()),
+            copies=tuple(memory.copies),
+            released=tuple(residency.released),
+            preempted=tuple(residency.preempted),
+            evicted=tuple(memory.evicted),
+        )
+        for carried in (residency.init, residency.released, residency.preempted, memory.copies, memory.evicted):
+            carried.clear()
+        self._planned[plan.step] = planned
+        return plan
+
+    def _chunk(self, seq: Sequence, start: int, count: int) -> Chunk:
+        """Describe ``count`` tokens of ``seq`` from ``start``, and move the cursor over them."""
+        end = start + count
+        tokens: tuple[int, ...] = tuple(seq.tokens[start:end])
+        if len(tokens) < count:
+            tokens += (PENDING,) * (count - len(tokens))
+        if len(seq.tables) == 1:  # spares the common case two generators a chunk
+            table = seq.tables[0]
+            sent = table.sent
+            blocks_from: tuple[int, ...] = (sent,)
+            blocks: tuple[tuple[int, ...], ...] = (tuple(table.blocks[sent:]),)
+            table.sent = len(table.blocks)
+        else:
+            blocks_from = tuple(table.sent for table in seq.tables)
+            blocks = tuple(tuple(table.blocks[table.sent :]) for table in seq.tables)
+            for table in seq.tables:
+                table.sent = len(table.blocks)
+        request = seq.request
+        want, outputs_from = Want.NONE, end
+        draws: tuple[int, ...] = ()
+        if end == seq.num_total:
+            outputs_from = end - 1
+            if request.params.beam_width > 1:
+                want = Want.LOGPROBS
+            else:
+                want, draws = Want.SAMPLE, seq.draws
+                if len(draws) == 1:
+                    seq.num_total += 1  # the sample to come; several wait for the commit that forks them
+        known = request.prompt_logprobs
+        if known is not None and len(known) < seq.num_prompt and start < seq.num_prompt - 1:
+            outputs_from = min(outputs_from, max(start, len(known) - 1))
+        seq.num_scheduled = end
+        seq.in_flight += 1
+        return Chunk(seq.slot, seq.id, start, count, tokens, blocks_from, blocks, outputs_from, want, draws)
+
+    # -- results -----------------------------------------------------------------------------------------------
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[Sequence]:
+        """Take in what a plan brought: publish full blocks, fork, append, stop, free. Plans are committed in order.
+
+        Returns:
+            the sequences that have new tokens or have ended, a new fork and a finished beam included.
+        """
+        planned = self._planned.pop(plan.step)
+        if len(result.results) != len(planned):
+            raise EngineError(f"step {plan.step}: {len(planned)} chunks were planned, {len(result.results)} came back")
+        size, publish = self.memory.block_size, self.memory.publish
+        changed: list[Sequence] = []
+        searches: dict[str, list[tuple[Sequence, beam.TopTokens]]] = {}
+        for (seq, epoch), chunk, outcome in zip(planned, plan.chunks, result.results, strict=True):
+            seq.in_flight -= 1
+            if seq.state is SequenceState.FINISHED:
+                self.residency.bury(seq)
+                continue
+            if outcome.error is not None:
+                seq.request.failure = outcome.error
+                changed += self._end_request(seq.request, FinishReason.ERROR)
+                continue
+            if epoch == seq.epoch:
+                seq.num_computed += chunk.count
+                if seq.num_computed - seq.num_published * size >= size:
+                    publish(seq)
+            if outcome.prompt:
+                self._take_prompt_logprobs(seq.request, chunk, outcome)
+            want = chunk.want
+            if want is Want.SAMPLE:
+                if len(chunk.draws) == 1:
+                    self._append(seq, outcome.samples[0])
+                    changed.append(seq)
+                elif epoch == seq.epoch:
+                    changed += self._fan_out(seq, outcome.samples)
+            elif want is Want.LOGPROBS and epoch == seq.epoch:
+                searches.setdefault(seq.request.id, []).append((seq, outcome.top))
+        for request_id, beams in searches.items():
+            if request_id in self.requests:
+                changed += self._advance_beams(self.requests[request_id], beams)
+        return changed
+
+    def _append(self, seq: Sequence, sample: Sample) -> None:
+        token = sample.token
+        seq.tokens.append(token)
+        if sample.logprob is not None:
+            seq.cumulative_logprob += sample.logprob
+            if seq.logprobs is None:
+                seq.logprobs = []
+            seq.logprobs.append({token: sample.logprob, **dict(sample.top)})
+        if token in seq.request.stop_ids:
+            self._end(seq, FinishReason.STOP, token if token in (seq.request.params.stop_token_ids or ()) else None)
+        elif len(seq.tokens) >= seq.limit:
+            self._end(seq, FinishReason.LENGTH)
+
+    def _fan_out(self, seq: Sequence, samples: tuple[Sample, ...]) -> list[Sequence]:
+        """The prompt is computed: grow ``n`` sequences from its last position, forked from one another."""
+        request = seq.request
+        for index in range(1, len(samples)):
+            self._fork(seq, index)
+        seq.draws = (seq.index,)
+        grown = list(request.sequences)
+        for each, sample in zip(grown, samples, strict=True):
+            each.num_total = len(each.tokens) + 1
+            self._append(each, sample)
+        return grown
+
+    def _fork(self, parent: Sequence, index: int) -> Sequence:
+        request = parent.request
+        child = self._new_sequence(request, index, list(parent.tokens))
+        child.cumulative_logprob = parent.cumulative_logprob
+        child.logprobs = None if parent.logprobs is None else list(parent.logprobs)
+        self.memory.fork(parent, child)
+        self.residency.seat(child)
+        request.sequences.append(child)
+        request.live.append(child)
+        return child
+
+    def _advance_beams(self, request: Request, beams: list[tuple[Sequence, beam.TopTokens]]) -> list[Sequence]:
+        step = beam.advance(request, beams)
+        for extension in step.finished:
+            self._keep_hypothesis(request, extension)
+        if beam.is_over(request, step.running):
+            return self._end_search(request)
+        heirs = {extension.parent.id for extension in step.running}
+        for seq, _ in beams:  # first, so that the forks find slots
+            if seq.id not in heirs:
+                request.sequences.remove(seq)
+                self.residency.drop(seq)
+                self.residency.promise(request)
+        grown: set[int] = set()
+        extended: list[tuple[Sequence, beam.Extension]] = []
+        for extension in step.running:  # all forks before any token is appended to a parent
+            fresh = extension.parent.id not in grown
+            grown.add(extension.parent.id)
+            extended.append((extension.parent if fresh else self._fork(extension.parent, 0), extension))
+        for seq, extension in extended:
+            seq.tokens.append(extension.token)
+            seq.num_total = len(seq.tokens)
+            seq.cumulative_logprob = extension.score
+        return []
+
+    def _keep_hypothesis(self, request: Request, extension: beam.Extension) -> None:
+        seq = self._new_sequence(request, 0, [*extension.parent.tokens, extension.token])
+        seq.state = SequenceState.FINISHED
+        stopped = extension.token in request.stop_ids
+        seq.finish_reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+        seq.stop_reason = extension.token if extension.token in (request.params.stop_token_ids or ()) else None
+        seq.cumulative_logprob = extension.score
+        request.hypotheses.append((beam.final_score(request, extension), seq))
+        request.hypotheses.sort(key=lambda entry: -entry[0])
+        del request.hypotheses[request.params.beam_width :]
+
+    def _end_search(self, request: Request) -> list[Sequence]:
+        for seq in list(request.live):
+            self.residency.drop(seq)
+        request.sequences = [seq for _, seq in request.hypotheses[: request.params.n]]
+        self._close(request)
+        return list(request.sequences)
+
+    def _take_prompt_logprobs(self, request: Request, chunk: Chunk, outcome: ChunkResult) -> None:
+        known = request.prompt_logprobs
+        for position, sample in enumerate(outcome.prompt, chunk.outputs_from + 1):
+            if known is not None and position == len(known) and sample.logprob is not None:
+                known.append({sample.token: sample.logprob, **dict(sample.top)})
+
+    # -- endings -----------------------------------------------------------------------------------------------
+
+    def _end(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        seq.finish_reason, seq.stop_reason = reason, stop_reason
+        self.residency.drop(seq)
+        request = seq.request
+        if not request.live:
+            params = request.params
+            if params.best_of is not None and params.best_of > params.n:
+                request.sequences.sort(key=lambda each: (-each.cumulative_logprob, each.index))
+                del request.sequences[params.n :]
+            self._close(request)
+
+    def _end_request(self, request: Request, reason: FinishReason) -> list[Sequence]:
+        """End all its live sequences at once, and nothing else of it is chosen or ranked."""
+        ended = list(request.live)
+        for seq in ended:
+            seq.finish_reason = reason
+            self.residency.drop(seq)
+        self._close(request)
+        return ended
+
+    def _close(self, request: Request) -> None:
+        self.residency.leave(request)
+        del self.requests[request.id]
+
+    def _new_sequence(self, request: Request, index: int, tokens: list[int]) -> Sequence:
+        return Sequence(next(self._sequence_ids), request, index, tokens, self.memory.num_groups)
+
+
+def _slot_init(seq: Sequence) -> SlotInit:
+    request = seq.request
+    return SlotInit(
+        seq.slot,
+        seq.id,
+        request.id,
+        seq.index,
+        request.seed,
+        seq.num_prompt,
+        tuple(seq.tokens),
+        request.spec,
+        request.salt,
+    )
+
+
+class _Turn:
+    """The state of one ``schedule()`` call."""
+
+    __slots__ = ("memory", "prefill_room", "promised", "residency", "short", "skipped", "static")
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.memory = scheduler.memory
+        self.residency = scheduler.residency
+        self.static = scheduler.config.batching == "static"
+        # What decodes leave of the budget to prefills. Those that may yet stall for want of a block are not counted:
+        # a prompt ranked above must not wait for them, while they wait for its blocks.
+        decodes = sum(
+            seq.num_total - seq.num_scheduled == 1 and seq.num_scheduled < seq.capacity
+            for request in self.residency.running
+            for seq in request.live
+        )
+        self.prefill_room = scheduler.config.max_num_batched_tokens - decodes
+        self.promised = 0  # blocks that prompts admitted so far will still want in later steps
+        self.short = False  # somebody is short of blocks: nobody below takes any
+        self.skipped: list[tuple[Rank, Request]] = []
+
+    def in_rank_order(self) -> Iterator[Request]:
+        """The resident requests, each waiting one admitted at its place if it can be. Requests that are preempted
+        on the way rank below the one at hand, so they are never met, nor met twice."""
+        running, waiting = self.residency.running, self.residency.waiting
+        admitting = bool(waiting) and not (self.static and running)
+        i = 0
+        while True:
+            if admitting and waiting and (i == len(running) or waiting[0][0] < running[i].rank):
+                admitted = self._admit(waiting[0][1])
+                if admitted is None:
+                    self.skipped.append(heapq.heappop(waiting))
+                    continue
+                admitting = admitted
+            if i == len(running):
+                return
+            yield running[i]
+            i += 1
+
+    def close(self) -> None:
+        """Those that were skipped wait on."""
+        for entry in self.skipped:
+            heapq.heappush(self.residency.waiting, entry)
+
+    def _admit(self, request: Request) -> bool | None:
+        """True: the first waiting request is resident now. False: not in this step, nor is anybody behind it. None:
+        it waits for a prefix that another is computing, which is no reason to hold up those behind it."""
+        if self.short or self.prefill_room <= 0 or any(seq.in_flight for seq in request.live):
+            return False
+        if request.live[0].id in self.residency.preempted:
+            return False
+        first, *others = request.live
+        nodes = self._match(first)
+        if self._awaits(first, nodes):
+            return None
+        # The whole of what it has to recompute must fit, beside what others were promised, and one block to grow for
+        # each sequence ranked above; it is not taken at once, but chunk by chunk.
+        need = self.memory.need(first, first.num_total, nodes)
+        shared = first.num_prompt // self.memory.block_size * self.memory.num_groups
+        need += sum(self.memory.blocks_for(seq.num_total) - shared for seq in others)
+        above = sum(len(other.live) for other in self.residency.running if other.rank < request.rank)
+        return self.residency.admit(need + self.promised + above)
+
+    def grow(self, seq: Sequence, upto: int) -> bool:
+        """Reserve memory up to position ``upto``, preempting from below if need be; False, and nothing changed, if
+        that does not suffice."""
+        need = self.memory.need(seq, upto)
+        if need and (self.short or not self.residency.make_room(seq, need)):
+            self.short = True
+            return False
+        self.memory.reserve(seq, upto)
+        return True
+
+    def prefill(self, seq: Sequence, room: int) -> int:
+        """Reserve memory for the next chunk of a prompt (or of a recomputation), and return its length, 0 if it
+        computes nothing in this step."""
+        room = min(room, self.prefill_room)
+        request = seq.request
+        # Beams that recompute stop before their last token, which they compute together.
+        end = seq.num_total - (len(request.live) > 1 and request.params.beam_width > 1)
+        if room <= 0 or end <= seq.num_scheduled:
+            return 0
+        if not seq.num_scheduled and not self._share(seq, end, room):
+            return 0
+        count = min(end - seq.num_scheduled, room)
+        if not count:
+            return 0
+        if seq.num_scheduled + count > seq.capacity and not self.grow(seq, seq.num_scheduled + count):
+            return 0
+        self.memory.lead(seq)
+        self.prefill_room -= count
+        self.promised += self.memory.blocks_for(end) - self.memory.blocks_for(seq.num_scheduled + count)
+        return count
+
+    def _share(self, seq: Sequence, end: int, room: int) -> bool:
+        """Begin a sequence that holds nothing with what is cached of it; False if it has to wait."""
+        nodes = self._match(seq)
+        if self._awaits(seq, nodes):
+            return False
+        cached = len(nodes) * self.memory.block_size
+        # The first chunk's blocks are asked for along with the prefix, lest it be shared and then stuck.
+        need = self.memory.need(seq, min(end, cached + room), nodes)
+        if self.short or not self.residency.make_room(seq, need):
+            self.short = True
+            return False
+        self.memory.share(seq, self._match(seq))  # again: making room may have dropped nodes
+        if seq.num_total == seq.num_prompt:
+            seq.request.num_cached = seq.num_computed
+        return True
+
+    def beams(self, request: Request, room: int) -> list[Sequence]:
+        """The beams of a request that may be planned: while some recompute after a preemption, those; else all of
+        them together, if budget and memory are there for all."""
+        live = request.live
+        if len(live) == 1:
+            return live
+        behind = [seq for seq in live if seq.num_total - seq.num_scheduled > 1]
+        if behind:
+            return behind
+        if len(live) > room or live[0].in_flight:
+            return []
+        grown = all(seq.num_scheduled < seq.capacity or self.grow(seq, seq.num_total) for seq in live)
+        return live if grown else []
+
+    def _match(self, seq: Sequence) -> list[int]:
+        if seq.request.prompt_logprobs is not None and seq.num_total == seq.num_prompt:
+            return []  # logits of every prompt position are wanted, so every position is computed
+        return self.memory.match(seq)
+
+    def _awaits(self, seq: Sequence, nodes: list[int]) -> bool:
+        """Whether a sequence ranked before this one (or a sibling) is computing the block that comes next."""
+        if seq.request.prompt_logprobs is not None:
+            return False
+        leader = self.memory.leader(seq, nodes)
+        if leader is None or leader is seq:
+            return False
+        return leader.request is seq.request or leader.request.rank < seq.request.rank
