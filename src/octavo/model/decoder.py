@@ -127,6 +127,28 @@ class Decoder:
         Returns:
             float32 ``[R, vocab]``, good until the next call. The caller may write to it, in inference mode.
         """
+        return self.logits(self.hidden(token_ids, kv, meta, rows))
+
+    __call__ = forward
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head alone: rows of :meth:`hidden` to float32 ``[R, vocab]``, good until the next call."""
+        return self._to_float(self._head(hidden)) if hidden.shape[0] else self._logits[:0]
+
+    @torch.inference_mode()
+    def hidden(
+        self,
+        token_ids: torch.Tensor,
+        kv: torch.Tensor,
+        meta: AttentionMetadata,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """:meth:`forward` without the head, for a caller who wants more rows than there is room for their logits.
+
+        Returns:
+            ``[R, hidden]`` after the final norm, in the decoder's dtype, good until the next call.
+        """
         config, kernels, eps = self.config, self._kernels, self.config.norm_eps
         self.reserve(token_ids.shape[0], meta.max_context)
         buffers = self._buffers(token_ids.shape[0])
@@ -162,15 +184,13 @@ class Decoder:
             )
             if index == last and rows is not None:
                 if rows.shape[0] == 0:
-                    return self._logits[:0]
+                    return normed[:0]
                 attended, residual = attended.index_select(0, rows), residual.index_select(0, rows)
                 normed, activated = normed[: rows.shape[0]], activated[: rows.shape[0]]
             add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps, normed)
             activate(layer.gate_up(normed), activated)
             add_rms_norm(layer.down(activated), residual, self._next_norms[index], eps, normed)
-        return self._to_float(self._head(normed))
-
-    __call__ = forward
+        return normed
 
     def _to_float(self, logits: torch.Tensor) -> torch.Tensor:
         if logits.dtype == torch.float32:
