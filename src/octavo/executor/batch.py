@@ -1,0 +1,139 @@
+"""A plan's chunks laid end to end: the flat batch that the decoder computes in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.errors import EngineError
+from octavo.executor.slots import SlotTable
+from octavo.kernels.metadata import AttentionMetadata
+from octavo.plan import PENDING, Chunk, Want
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The chunks of a plan as tensors. ``T`` tokens from ``N`` chunks; chunk ``i`` owns rows
+    ``query_start[i] : query_start[i + 1]``."""
+
+    chunks: tuple[Chunk, ...]
+    token_ids: torch.Tensor  #: int64 [T]
+    positions: torch.Tensor  #: int64 [T]
+    meta: tuple[AttentionMetadata, ...]  #: one for each layer group
+    slots: NDArray[np.int64]  #: [N], each chunk's slot
+    ends: NDArray[np.int64]  #: [N], position after each chunk's last token
+    query_start: NDArray[np.int32]  #: [N + 1]
+    wants: tuple[Want, ...]
+    draws: tuple[tuple[int, ...], ...]
+    outputs_from: NDArray[np.int64]  #: [N]
+
+
+def build_batch(chunks: tuple[Chunk, ...], state: SlotTable, block_size: int) -> Batch:
+    """Bring the slots up to date with a plan's chunks, and lay the chunks end to end.
+
+    A slot's tables are cut and extended as each chunk says; PENDING becomes the slot's own last sample; histories that
+    penalties look back at get the chunk's tokens.
+
+    Raises:
+        EngineError: a chunk does not follow from what the slot holds (a bug in whoever planned it).
+    """
+    slots_, seq_ids, starts_, counts_, tokens_, keeps, added, outputs_from, wants, draws = zip(*chunks, strict=True)
+    number = len(chunks)
+    slots = np.array(slots_, np.int64)
+    starts = np.array(starts_, np.int64)
+    counts = np.array(counts_, np.int64)
+    ends = starts + counts
+    query_start = np.zeros(number + 1, np.int32)
+    np.cumsum(counts, out=query_start[1:])
+    total = int(query_start[-1])
+    _check(slots, np.array(seq_ids, np.int64), counts, tokens_, total, state)
+
+    token_ids = np.fromiter(chain.from_iterable(tokens_), np.int64, count=total)
+    one_each = total == number
+    owner = np.arange(number) if one_each else np.repeat(np.arange(number), counts)
+    pending = token_ids == PENDING
+    if pending.any():
+        samples = state.last_token[slots][owner[pending]]
+        if (samples < 0).any():
+            raise EngineError("a chunk waits for a sample that its sequence has not drawn")
+        token_ids[pending] = samples
+    for row in np.flatnonzero(state.edited[slots]).tolist():
+        edits = state.edits[slots_[row]]
+        if edits is not None:
+            edits.history.write(starts_[row], token_ids[query_start[row] : query_start[row + 1]])
+
+    _update_tables(slots, np.array(keeps, np.int32), added, state)
+    needed = -(-ends // block_size)
+    if (state.table_len[slots] < needed[:, None]).any():
+        row = int(np.flatnonzero((state.table_len[slots] < needed[:, None]).any(axis=1))[0])
+        raise EngineError(f"sequence {seq_ids[row]}: its tables do not reach position {ends[row] - 1}")
+
+    positions = starts if one_each else np.arange(total) + np.repeat(starts - query_start[:-1], counts)
+    logical, offset = np.divmod(positions, block_size)
+    context = torch.from_numpy(ends.astype(np.int32))
+    start = torch.from_numpy(query_start)
+    position = torch.from_numpy(positions)
+    max_query, max_context = int(counts.max()), int(ends.max())
+    width = int(needed.max())
+    meta = []
+    for table in state.tables:
+        rows = table[slots, :width]
+        where = rows[owner, logical].astype(np.int64) * block_size + offset
+        meta.append(
+            AttentionMetadata(
+                query_start=start,
+                context_len=context,
+                block_tables=torch.from_numpy(rows),
+                positions=position,
+                slots=torch.from_numpy(where),
+                max_query=max_query,
+                max_context=max_context,
+            )
+        )
+    return Batch(
+        chunks=chunks,
+        token_ids=torch.from_numpy(token_ids),
+        positions=position,
+        meta=tuple(meta),
+        slots=slots,
+        ends=ends,
+        query_start=query_start,
+        wants=wants,
+        draws=draws,
+        outputs_from=np.array(outputs_from, np.int64),
+    )
+
+
+def _check(
+    slots: NDArray[np.int64],
+    seq_ids: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    tokens: tuple[tuple[int, ...], ...],
+    total: int,
+    state: SlotTable,
+) -> None:
+    strangers = state.seq_id[slots] != seq_ids
+    if strangers.any():
+        row = int(np.flatnonzero(strangers)[0])
+        raise EngineError(f"slot {slots[row]} does not hold sequence {seq_ids[row]}")
+    if counts.min() < 1 or sum(map(len, tokens)) != total or [*map(len, tokens)] != counts.tolist():
+        raise EngineError("a chunk's count and its tokens disagree")
+
+
+def _update_tables(
+    slots: NDArray[np.int64],
+    keeps: NDArray[np.int32],
+    added: tuple[tuple[tuple[int, ...], ...], ...],
+    state: SlotTable,
+) -> None:
+    if (keeps > state.table_len[slots]).any():
+        raise EngineError("a chunk keeps more blocks than its table has")
+    state.table_len[slots] = keeps
+    for slot, keep, groups in zip(slots.tolist(), keeps.tolist(), added, strict=True):
+        for group, blocks in enumerate(groups):
+            if blocks:
+                state.extend(slot, group, keep[group], blocks)

@@ -1,0 +1,176 @@
+"""The executor that computes: a plan's chunks through the decoder, then the sampler."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo import kernels as kernel_backends
+from octavo.config import EngineConfig
+from octavo.executor.backend import choose_backend
+from octavo.executor.batch import Batch, build_batch
+from octavo.executor.machine import memory, usable_cores
+from octavo.executor.memory_plan import MemoryPlan, plan_memory
+from octavo.executor.prompt_scores import ScoredChunk, score_prompt, scored_chunks
+from octavo.executor.sampler import NOT_FINITE, Sampler
+from octavo.executor.slots import SlotTable
+from octavo.executor.swap_space import SwapSpace
+from octavo.hub import Progress, eos_token_ids
+from octavo.kernels.layout import KvLayout
+from octavo.model import load_model
+from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult, Want
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step on the CPU: done by the time ``submit`` returns."""
+
+    result: StepResult
+
+
+class TorchExecutor:
+    """Runs plans with torch on a CPU.
+
+    The cache is one tensor of pages; what a sequence needs between steps lies in the columns of a
+    :class:`~octavo.executor.slots.SlotTable`, so that a step moves only what changed.
+
+    Args:
+        config: the engine's configuration.
+        folder: the model, in Hugging Face layout.
+        progress: called while weights are loaded and kernels compiled.
+
+    Raises:
+        ConfigError: the configuration and the memory, or the model, do not go together.
+        ModelError: the model cannot be used.
+    """
+
+    def __init__(self, config: EngineConfig, folder: Path, progress: Progress | None = None) -> None:
+        self._kernels = kernel_backends.load(choose_backend(config).name)
+        self._kernels.set_num_threads(config.num_threads or usable_cores())
+        self._decoder = load_model(
+            folder,
+            dtype=config.dtype,
+            kernels=self._kernels,
+            batch_invariant=config.batch_invariant,
+            progress=progress,
+        )
+        self._kernels.warm_up(progress)
+        model, weights = self._decoder.config, self._decoder.weights_bytes
+        layout = KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, self._decoder.dtype)
+        self.memory_plan: MemoryPlan = plan_memory(
+            available_bytes=memory()[1] + weights,
+            weights_bytes=weights,
+            page_bytes=layout.page_bytes,
+            model_max_len=model.context_length,
+            config=config,
+            groups=model.layer_groups,
+        )
+        plan = self.memory_plan
+        self._cache = layout.allocate(plan.num_blocks)
+        self._kv = layout.view(self._cache)
+        self._swap_space = SwapSpace(layout.page_bytes)
+        self._block_size = config.block_size
+        width = -(-plan.max_model_len // config.block_size)
+        self._slots = SlotTable(config.max_num_seqs, len(model.layer_groups), width, model.vocab_size)
+        self._sampler = Sampler(self._kernels, self._slots)
+        self._facts = ModelFacts(
+            num_blocks=plan.num_blocks,
+            max_model_len=plan.max_model_len,
+            vocab_size=model.vocab_size,
+            eos_token_ids=eos_token_ids(folder),
+            groups=model.layer_groups,
+            page_bytes=layout.page_bytes,
+            notes=(*self._decoder.notes, *plan.notes),
+        )
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The model and its memory."""
+        return self._facts
+
+    def submit(self, plan: StepPlan) -> Step:
+        """Run a plan: release, swap_out, copies, swap_in, init, chunks.
+
+        Raises:
+            EngineError: the plan does not follow from the plans before it.
+        """
+        began = time.perf_counter()
+        with torch.inference_mode():
+            self._move(plan)
+            results = self._compute(plan) if plan.chunks else ()
+        return Step(StepResult(plan.step, results, time.perf_counter() - began))
+
+    def collect(self, handle: Handle) -> StepResult:
+        """What came of a submitted plan."""
+        return cast(Step, handle).result
+
+    def close(self) -> None:
+        """Give the weights and the cache back; nothing can be submitted after."""
+        for name in ("_decoder", "_cache", "_kv", "_swap_space", "_sampler", "_slots"):
+            self.__dict__.pop(name, None)
+
+    def _move(self, plan: StepPlan) -> None:
+        for slot in plan.released:
+            self._slots.release(slot)
+        if plan.swap_out:
+            self._swap_space.swap_out(self._cache, plan.swap_out)
+        if plan.copies:
+            _, sources, targets = zip(*plan.copies, strict=True)
+            self._kernels.copy_blocks(self._cache, torch.tensor(sources), torch.tensor(targets))
+        if plan.swap_in:
+            self._swap_space.swap_in(self._cache, plan.swap_in)
+        for init in plan.init:
+            self._slots.take(init)
+
+    def _compute(self, plan: StepPlan) -> tuple[ChunkResult, ...]:
+        batch = build_batch(plan.chunks, self._slots, self._block_size)
+        reads = [index for index, want in enumerate(batch.wants) if want != Want.NONE]
+        last = batch.query_start[1:][reads].astype(np.int64) - 1  # each wanted chunk's last row
+        scored = scored_chunks(batch, self._slots)
+        if scored:
+            return self._compute_scored(batch, reads, last, scored)
+        logits = self._decoder.forward(batch.token_ids, self._kv, batch.meta[0], torch.from_numpy(last))
+        drawn = self._sample(batch, reads, logits)
+        return tuple(drawn) if len(drawn) == len(batch.wants) else _spread(drawn, reads, len(batch.wants))
+
+    def _compute_scored(
+        self, batch: Batch, reads: list[int], last: NDArray[np.int64], scored: list[ScoredChunk]
+    ) -> tuple[ChunkResult, ...]:
+        """A step in which prompts are scored: the head runs apart from the rest, on a bounded number of rows."""
+        rows = np.concatenate([last, *(np.arange(chunk.row, chunk.row + len(chunk.tokens)) for chunk in scored)])
+        hidden = self._decoder.hidden(batch.token_ids, self._kv, batch.meta[0], torch.from_numpy(rows))
+        results = list(
+            _spread(self._sample(batch, reads, self._decoder.logits(hidden[: len(last)])), reads, len(batch.wants))
+        )
+        begin = len(last)
+        for chunk in scored:
+            end = begin + len(chunk.tokens)
+            samples = score_prompt(chunk, hidden[begin:end], self._decoder.logits, self._kernels)
+            if samples is None:
+                results[chunk.index] = ChunkResult(error=NOT_FINITE)
+            else:
+                results[chunk.index] = results[chunk.index]._replace(prompt=samples)
+            begin = end
+        return tuple(results)
+
+    def _sample(self, batch: Batch, reads: list[int], logits: torch.Tensor) -> list[ChunkResult]:
+        if not reads:
+            return []
+        if len(reads) == len(batch.wants):
+            return self._sampler.run(logits, batch.slots, batch.ends, batch.wants, batch.draws)
+        wants = tuple(batch.wants[index] for index in reads)
+        draws = tuple(batch.draws[index] for index in reads)
+        return self._sampler.run(logits, batch.slots[reads], batch.ends[reads], wants, draws)
+
+
+def _spread(drawn: list[ChunkResult], reads: list[int], number: int) -> tuple[ChunkResult, ...]:
+    results = [ChunkResult()] * number
+    for index, result in zip(reads, drawn, strict=True):
+        results[index] = result
+    return tuple(results)

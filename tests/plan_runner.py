@@ -1,0 +1,168 @@
+"""Plans made by hand for an executor: sequences in shuffled blocks, any mixture of chunks, forks and preemptions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from octavo.plan import PENDING, BlockCopy, Chunk, ChunkResult, Executor, SamplingSpec, SlotInit, StepPlan, Want
+
+GREEDY = SamplingSpec(temperature=0.0)
+
+
+@dataclass
+class Line:
+    """A sequence as the planner knows it."""
+
+    seq_id: int
+    tokens: list[int]
+    num_prompt: int
+    spec: SamplingSpec
+    seed: int
+    index: int
+    slot: int = -1  # -1: not resident
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    sent: int = 0  # leading blocks that the executor knows
+    results: list[ChunkResult] = field(default_factory=list)
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[self.num_prompt :]
+
+
+class PlanRunner:
+    """Keeps what a scheduler would keep, in the plainest way."""
+
+    def __init__(self, executor: Executor, block_size: int, num_slots: int, seed: int = 0) -> None:
+        self.executor = executor
+        self.block_size = block_size
+        self.random = random.Random(seed)
+        self.free = list(range(executor.facts.num_blocks))
+        self.random.shuffle(self.free)
+        self.shares: dict[int, int] = {}  # block -> tables that hold it
+        self.slots = list(range(num_slots))
+        self.random.shuffle(self.slots)
+        self.lines: dict[object, Line] = {}
+        self.released: list[int] = []
+        self.steps = 0
+        self.made = 0
+
+    def add(self, name: object, prompt: list[int], spec: SamplingSpec = GREEDY, seed: int = 0, index: int = 0) -> Line:
+        self.made += 1
+        line = self.lines[name] = Line(self.made, list(prompt), len(prompt), spec, seed, index)
+        return line
+
+    def fork(self, parent: object, name: object, index: int, tokens: list[int]) -> Line:
+        """A child that shares the parent's blocks; ``tokens`` are all of the child's."""
+        old = self.lines[parent]
+        self.made += 1
+        line = Line(self.made, list(tokens), old.num_prompt, old.spec, old.seed, index)
+        line.computed, line.blocks = old.computed, list(old.blocks)
+        for block in line.blocks:
+            self.shares[block] += 1
+        self.lines[name] = line
+        return line
+
+    def preempt(self, name: object) -> None:
+        """Take the slot and the blocks away; the sequence starts again at its next chunk."""
+        line = self.lines[name]
+        if line.slot >= 0:
+            self.released.append(line.slot)
+            self.slots.insert(self.random.randint(0, len(self.slots)), line.slot)
+        for block in reversed(line.blocks):
+            self._unshare(block)
+        line.slot, line.computed, line.blocks, line.sent = -1, 0, [], 0
+
+    def finish(self, name: object) -> Line:
+        self.preempt(name)
+        return self.lines.pop(name)
+
+    def step(
+        self,
+        counts: Mapping[object, int],
+        draws: Mapping[object, tuple[int, ...]] | None = None,
+        wants: Mapping[object, Want] | None = None,
+        outputs_from: Mapping[object, int] | None = None,
+    ) -> dict[object, ChunkResult]:
+        """Compute so many tokens of each; who reaches its end draws, and its own token is appended."""
+        init: list[SlotInit] = []
+        copies: list[BlockCopy] = []
+        chunks = []
+        for name, count in counts.items():
+            line = self.lines[name]
+            if line.slot < 0:
+                line.slot, line.sent = self.slots.pop(), 0
+                init.append(
+                    SlotInit(
+                        line.slot,
+                        line.seq_id,
+                        str(name),
+                        line.index,
+                        line.seed,
+                        line.num_prompt,
+                        tuple(line.tokens),
+                        line.spec,
+                    )
+                )
+            chunks.append(self._chunk(name, line, count, copies, draws or {}, wants or {}, outputs_from or {}))
+        plan = StepPlan(
+            self.steps, tuple(chunks), init=tuple(init), copies=tuple(copies), released=tuple(self.released)
+        )
+        self.released = []
+        self.steps += 1
+        result = self.executor.collect(self.executor.submit(plan))
+        assert result.step == plan.step
+        assert len(result.results) == len(chunks)
+        found = dict(zip(counts, result.results, strict=True))
+        for name, outcome in found.items():
+            line = self.lines[name]
+            line.computed += counts[name]
+            line.results.append(outcome)
+            if outcome.samples:
+                line.tokens.append(outcome.samples[0].token)
+        return found
+
+    def _chunk(self, name, line, count, copies, draws, wants, outputs_from) -> Chunk:
+        start, end = line.computed, line.computed + count
+        assert 0 < end <= len(line.tokens)
+        keep = line.sent
+        first = start // self.block_size
+        if first < len(line.blocks) and self.shares[line.blocks[first]] > 1:  # about to write into a shared block
+            new = self._take()
+            copies.append(BlockCopy(0, line.blocks[first], new))
+            self._unshare(line.blocks[first])
+            line.blocks[first] = new
+            keep = min(keep, first)
+        while len(line.blocks) * self.block_size < end:
+            line.blocks.append(self._take())
+        line.sent = len(line.blocks)
+        want = wants.get(name, Want.SAMPLE if end == len(line.tokens) else Want.NONE)
+        return Chunk(
+            line.slot,
+            line.seq_id,
+            start,
+            count,
+            tuple(line.tokens[start:end]),
+            (keep,),
+            (tuple(line.blocks[keep:]),),
+            outputs_from.get(name, end if want == Want.NONE else end - 1),
+            want,
+            draws.get(name, (line.index,)) if want == Want.SAMPLE else (),
+        )
+
+    def _take(self) -> int:
+        block = self.free.pop()
+        self.shares[block] = 1
+        return block
+
+    def _unshare(self, block: int) -> None:
+        self.shares[block] -= 1
+        if not self.shares[block]:
+            self.free.insert(self.random.randint(0, len(self.free)), block)
+
+
+def pending(chunk: Chunk) -> Chunk:
+    """The same decode chunk as a planner would send it while the sample is still in flight."""
+    return chunk._replace(tokens=(PENDING,))
