@@ -8,6 +8,10 @@ import torch
 
 from octavo.model.config import RopeConfig
 
+_STRIDE = 1024
+"""Positions computed at once. Always as many: the last bit of a vectorised power may depend on the vector's length,
+and a table that has grown must begin with the bits of the shorter one."""
+
 
 def cos_sin_table(rope: RopeConfig, dim: int, length: int) -> torch.Tensor:
     """Cosines (first ``dim / 2`` columns) and sines (the others) of every position's angles.
@@ -26,7 +30,11 @@ def cos_sin_table(rope: RopeConfig, dim: int, length: int) -> torch.Tensor:
         float32 ``[length, dim]``. Computed in float32 step by step as transformers does: at position 4,000 the angle
         of another order of rounding would differ in the fourth digit.
     """
-    positions = torch.arange(length, dtype=torch.int64)
+    return torch.cat([_rows(rope, dim, start) for start in range(0, length, _STRIDE)])[:length]
+
+
+def _rows(rope: RopeConfig, dim: int, start: int) -> torch.Tensor:
+    positions = torch.arange(start, start + _STRIDE, dtype=torch.int64)
     if rope.kind == "dynamic":
         frequencies = _dynamic_frequencies(rope, dim, positions + 1)
     else:
