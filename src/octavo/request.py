@@ -131,6 +131,8 @@ class SamplingParams:
         for name in ("top_k", "top_p", "min_p"):
             if getattr(self, name) is not None:
                 raise SamplingParamsError(f"beam search draws nothing: leave {name} out")
+        if self.logprobs is not None:
+            raise SamplingParamsError("logprobs does not go with beam_width: a beam has its cumulative_logprob")
         if self.stop:
             raise SamplingParamsError("stop strings do not go with beam_width: use stop_token_ids")
 
@@ -454,6 +456,7 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     prompt_logprobs: list[dict[int, float] | None] | None = None
+    error: str | None = None  #: what failed, where ``finish_reason`` is "error"
 
     @property
     def text(self) -> str:

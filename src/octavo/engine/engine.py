@@ -1,0 +1,325 @@
+"""The loop: requests come in, plans go out, results come back, text leaves."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+from octavo.config import EngineConfig, SchedulerConfig
+from octavo.engine.admission import Admission, Prompt, sampling_params
+from octavo.engine.outputs import OutputBuilder, take_in
+from octavo.engine.stats import EngineStats
+from octavo.engine.tokenizer import Tokenizer
+from octavo.errors import EngineError, RequestError
+from octavo.hub import Progress, generation_defaults, resolve_model
+from octavo.memory import MemorySnapshot
+from octavo.plan import Executor, Handle, ModelFacts, StepPlan
+from octavo.request import FinishReason, Request, RequestOutput, SamplingParams
+from octavo.scheduler import Scheduler
+
+
+class Recorder(Protocol):
+    """Whoever wants to see the plans."""
+
+    def write(self, plan: StepPlan) -> None:
+        """Take down a plan, before it runs."""
+
+
+class Advance(Protocol):
+    """A progress display for :meth:`LLMEngine.generate`."""
+
+    def update(self, finished: int, total: int, generated_tokens: int) -> None:
+        """So many of the requests are done, and so many tokens have been generated for them."""
+
+
+class LLMEngine:
+    """Generates text for many requests at once through paged KV memory.
+
+    Args:
+        config: what to run and how.
+        progress: called while files are fetched, weights loaded and kernels compiled.
+        recorder: sees every plan.
+        executor: runs the plans; by default the one that ``config`` asks for is made.
+
+    Raises:
+        ConfigError: the configuration cannot be honoured on this machine or with this model.
+        ModelError: the model cannot be found or used.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig | None = None,
+        *,
+        progress: Progress | None = None,
+        recorder: Recorder | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        self.config = config or EngineConfig()
+        folder = resolve_model(self.config.model, self.config.revision, progress)
+        tokens_from = self.config.tokenizer
+        self.tokenizer = Tokenizer.load(resolve_model(tokens_from, progress=progress) if tokens_from else folder)
+        if executor is None:
+            # By name, for torch is imported with it, and only when an engine is really made.
+            factory = importlib.import_module("octavo.executor.factory")
+            executor = cast(Executor, factory.create_executor(self.config, folder, progress))
+        self._executor = executor
+        self.facts: ModelFacts = executor.facts
+        self.scheduler = Scheduler(SchedulerConfig.of(self.config, self.facts))
+        self._admission = Admission(self.facts, self.tokenizer, generation_defaults(folder), self.config.seed)
+        self._builder = OutputBuilder(self.tokenizer)
+        self._recorder = recorder
+        self._in_flight: deque[tuple[StepPlan, Handle]] = deque()
+        self._undelivered: list[RequestOutput] = []  # for a later step() to return
+        self._ids = itertools.count()
+        self._failure: BaseException | None = None
+        self._stats = EngineStats()
+        self._preemptions_before = 0
+
+    # -- the loop, by hand -------------------------------------------------------------------------------------
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        user: str | None = None,
+        cache_salt: str | None = None,
+    ) -> str:
+        """Queue a request; :meth:`step` computes it together with all others.
+
+        Args:
+            prompt: text, or token ids.
+            params: how to continue it [the model's defaults].
+            request_id: a name of your own, unique among live requests.
+            priority: under ``policy="priority"``, lower is more urgent.
+            user: whose request it is.
+            cache_salt: only requests with the same salt share cached prefixes.
+
+        Returns:
+            the request's id.
+
+        Raises:
+            RequestError: it cannot be served; nothing was changed.
+        """
+        request = self._prepare(prompt, params, request_id, priority, user, cache_salt)
+        self.scheduler.add(request)
+        return request.id
+
+    def step(self) -> list[RequestOutput]:
+        """Plan a step, run it, and return what has changed: one output for each request with new tokens, or that has
+        ended. A request's text only ever grows.
+
+        Raises:
+            EngineError: the executor failed; the engine cannot go on.
+        """
+        outputs, self._undelivered = self._undelivered, []
+        if self._failure is not None:
+            raise EngineError(f"the engine has failed before: {self._failure}") from self._failure
+        try:
+            plan = self.scheduler.schedule()
+            if self._recorder is not None:
+                self._recorder.write(plan)
+            self._in_flight.append((plan, self._executor.submit(plan)))
+            while len(self._in_flight) > (self.config.depth if plan.chunks else 0):
+                outputs += self._commit(*self._in_flight.popleft())
+        except Exception as error:
+            self._failure = error
+            raise EngineError(f"a step failed: {error}") from error
+        return outputs
+
+    def has_unfinished(self) -> bool:
+        """Whether :meth:`step` has anything left to do or to return."""
+        return bool(self.scheduler.requests or self._in_flight or self._undelivered)
+
+    def abort_request(self, request_id: str) -> RequestOutput:
+        """Withdraw a live request; its memory is free at once.
+
+        Returns:
+            the request as it stood, its outputs ended with reason "abort".
+
+        Raises:
+            UnknownRequestError: no live request has this id.
+        """
+        return self._builder.build(self.scheduler.abort(request_id), finished=True)
+
+    def keep_outputs(self, outputs: Iterable[RequestOutput]) -> None:
+        """Hand back outputs of requests that are not yours; the next :meth:`step` returns them."""
+        self._undelivered += outputs
+
+    def _prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        request_id: str | None = None,
+        priority: int = 0,
+        user: str | None = None,
+        cache_salt: str | None = None,
+    ) -> Request:
+        if request_id is None:
+            request_id = next(name for name in map(str, self._ids) if name not in self.scheduler.requests)
+        elif request_id in self.scheduler.requests:
+            raise RequestError(f"request_id={request_id!r} is live already: choose another")
+        request = self._admission.request(
+            prompt,
+            params,
+            request_id=request_id,
+            arrival=time.monotonic(),
+            priority=priority,
+            user=user,
+            cache_salt=cache_salt,
+        )
+        self.scheduler.check(request)
+        return request
+
+    def _commit(self, plan: StepPlan, handle: Handle) -> list[RequestOutput]:
+        result = self._executor.collect(handle)
+        now = time.monotonic()
+        for init in plan.init:
+            admitted = self.scheduler.requests.get(init.request_id)
+            if admitted is not None and admitted.first_scheduled is None:
+                admitted.first_scheduled = now - result.elapsed
+        changed: dict[str, Request] = {}
+        for seq in self.scheduler.commit(plan, result):
+            request = seq.request
+            if request.params.beam_width == 1:
+                stop = take_in(self._builder, seq)
+                if stop is not None:
+                    self.scheduler.stop(seq, FinishReason.STOP, stop)
+                    seq.finish_reason, seq.stop_reason = FinishReason.STOP, stop
+            if request.first_token is None:
+                request.first_token = now
+            changed[request.id] = request
+        if plan.chunks:
+            self._stats.count(plan, result)
+            self._stats.sample_memory(self.scheduler.memory, list(self.scheduler.sequences()))
+        return [self._output(request, now) for request in changed.values()]
+
+    def _output(self, request: Request, now: float) -> RequestOutput:
+        finished = request.id not in self.scheduler.requests
+        if finished:
+            request.finished_at = now
+            self._stats.num_cached_tokens += request.num_cached
+        return self._builder.build(request, finished)
+
+    # -- whole batches -----------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | Advance = False,
+        **keywords: Any,
+    ) -> list[RequestOutput]:
+        """Continue every prompt, all of them at once, and return the outputs in the prompts' order.
+
+        Args:
+            prompts: one prompt (text or token ids), or a list of them.
+            params: for all, or one for each prompt [the model's defaults].
+            progress: show a bar on stderr (log lines where that is no terminal), or report to an object of yours.
+            keywords: fields of :class:`~octavo.request.SamplingParams`, over ``params``.
+
+        Raises:
+            RequestError: a prompt cannot be served; none of them was begun.
+        """
+        batch = _as_batch(prompts)
+        each = _params_for(batch, params, keywords)
+        requests = [self._prepare(prompt, given) for prompt, given in zip(batch, each, strict=True)]
+        for request in requests:
+            self.scheduler.add(request)
+        return self._run(requests, _display(progress))
+
+    def _run(self, requests: list[Request], display: Advance | None) -> list[RequestOutput]:
+        """Step until these are done. Outputs of other live requests are kept for a later ``step()``."""
+        mine = {request.id for request in requests}
+        finished: dict[str, RequestOutput] = {}
+        others: list[RequestOutput] = []
+        try:
+            while len(finished) < len(mine):
+                for output in self.step():
+                    if output.request_id not in mine:
+                        others.append(output)
+                    elif output.finished:
+                        finished[output.request_id] = output
+                if display is not None:
+                    tokens = sum(len(seq.tokens) - seq.num_prompt for request in requests for seq in request.sequences)
+                    display.update(len(finished), len(mine), tokens)
+        finally:
+            for name in mine - finished.keys():  # interrupted: nothing of the call stays behind
+                if name in self.scheduler.requests:
+                    self.abort_request(name)
+            self.keep_outputs(others)
+        return [finished[request.id] for request in requests]
+
+    # -- looking in --------------------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Totals so far."""
+        self._stats.num_preemptions = self.scheduler.residency.num_preemptions - self._preemptions_before
+        return self._stats
+
+    def reset_stats(self) -> None:
+        """Count from zero (after a warm-up, say)."""
+        self._stats = EngineStats()
+        self._preemptions_before = self.scheduler.residency.num_preemptions
+
+    def memory_snapshot(self) -> MemorySnapshot:
+        """Every block of the pool, and whose it is."""
+        return self.scheduler.memory.snapshot(self.scheduler.sequences())
+
+    def reset_prefix_cache(self) -> int:
+        """Forget all cached prefixes that no live request holds; returns how many blocks that were."""
+        return self.scheduler.memory.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Withdraw what is live, and give weights and memory back."""
+        for name in list(self.scheduler.requests):
+            self.abort_request(name)
+        self._in_flight.clear()
+        self._executor.close()
+        self._failure = EngineError("it was closed")
+
+    def __enter__(self) -> LLMEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts must be a prompt or a list of prompts, not {type(prompts).__name__}")
+    batch: list[Any] = list(prompts)
+    if batch and not any(isinstance(item, str | Iterable) for item in batch):
+        return [cast(list[int], batch)]  # one prompt of token ids
+    return batch
+
+
+def _params_for(
+    batch: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, keywords: dict[str, Any]
+) -> list[SamplingParams | None]:
+    if params is None or isinstance(params, SamplingParams):
+        return [sampling_params(params, keywords)] * len(batch)
+    given = list(params)
+    if len(given) != len(batch):
+        raise RequestError(f"{len(given)} sampling parameters for {len(batch)} prompts: give one for all, or one each")
+    return [sampling_params(item, keywords) for item in given]
+
+
+def _display(progress: bool | Advance) -> Advance | None:
+    if progress is True:
+        from octavo.engine.progress import Bar
+
+        return Bar()
+    return None if progress is False else progress

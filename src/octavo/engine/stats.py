@@ -1,0 +1,52 @@
+"""What an engine has done so far, counted as it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.memory import MemoryManager
+from octavo.plan import StepPlan, StepResult, Want
+from octavo.request import Sequence
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Totals since the engine began (or since :meth:`~octavo.engine.LLMEngine.reset_stats`)."""
+
+    num_steps: int = 0  #: steps that computed something
+    num_computed_tokens: int = 0  #: tokens put through the model, recomputed ones included
+    num_generated_tokens: int = 0  #: drawn, or (a beam search) looked at
+    num_cached_tokens: int = 0  #: prompt tokens found in the prefix tree
+    num_preemptions: int = 0
+    num_copies: int = 0  #: copy-on-write
+    num_evicted: int = 0  #: cached blocks dropped to make room
+    peak_blocks: int = 0  #: the most blocks held at once
+    executor_seconds: float = 0.0  #: as the executor measured it
+    utilisation_sum: float = 0.0  #: over steps
+
+    @property
+    def kv_utilisation(self) -> float:
+        """Computed tokens over token slots of held blocks, averaged over steps."""
+        return self.utilisation_sum / self.num_steps if self.num_steps else 1.0
+
+    def count(self, plan: StepPlan, result: StepResult) -> None:
+        """Add a step."""
+        self.num_steps += 1
+        self.num_computed_tokens += plan.num_tokens
+        self.num_generated_tokens += sum(
+            len(chunk.draws) if chunk.want is Want.SAMPLE else chunk.want is Want.LOGPROBS for chunk in plan.chunks
+        )
+        self.num_copies += len(plan.copies)
+        self.num_evicted += len(plan.evicted)
+        self.executor_seconds += result.elapsed
+
+    def sample_memory(self, memory: MemoryManager, sequences: list[Sequence]) -> None:
+        """Add the moment's utilisation: what is held and not (yet) filled is the tail of each table, for full blocks
+        alone are shared for long."""
+        used = memory.pool.num_blocks - memory.num_free
+        self.peak_blocks = max(self.peak_blocks, used)
+        held = used * memory.block_size
+        empty = sum(
+            len(table.blocks) * memory.block_size - seq.num_computed for seq in sequences for table in seq.tables
+        )
+        self.utilisation_sum += max(0.0, 1.0 - empty / held) if held else 1.0
