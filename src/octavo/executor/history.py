@@ -19,7 +19,11 @@ class History:
         self.num_prompt = num_prompt
         self._tokens = np.empty(len(tokens) + 64, np.int64)
         self._tokens[: len(tokens)] = tokens
-        self._reset()
+        self._tallied = 0  # positions below it are counted in the following
+        self._num_distinct = 0
+        self._place: dict[int, int] = {}  # token -> where in _ids and _counts
+        self._ids = np.empty(64, np.int64)
+        self._counts = np.empty(64, np.float32)
 
     def write(self, start: int, tokens: NDArray[np.int64]) -> None:
         """The tokens at positions ``start`` and following are these from now on."""
@@ -54,9 +58,7 @@ class History:
     def _reset(self) -> None:
         self._tallied = 0
         self._num_distinct = 0
-        self._place: dict[int, int] = {}
-        self._ids = np.empty(64, np.int64)
-        self._counts = np.empty(64, np.float32)
+        self._place.clear()
 
     def _tally_one(self, token: int, generated: bool) -> None:
         place = self._place.get(token)

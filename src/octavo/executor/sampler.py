@@ -122,7 +122,7 @@ class Sampler:
             return []
         state = self._slots
         indexes = np.array([index for one in draws for index in one], np.int64)
-        tokens: torch.Tensor = self._kernels.sample(
+        tokens: list[int] = self._kernels.sample(
             logits,
             torch.from_numpy(state.temperature[slots]),
             torch.from_numpy(state.top_k[slots]),
@@ -131,8 +131,8 @@ class Sampler:
             torch.from_numpy(state.seed[slots]),
             torch.from_numpy(indexes),
             torch.from_numpy(positions),
-        )
-        return tokens.tolist()  # type: ignore[no-any-return]
+        ).tolist()
+        return tokens
 
     def _results(
         self,

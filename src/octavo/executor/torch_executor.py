@@ -86,7 +86,7 @@ class TorchExecutor:
             eos_token_ids=eos_token_ids(folder),
             groups=model.layer_groups,
             page_bytes=layout.page_bytes,
-            notes=(*self._decoder.notes, *plan.notes),
+            notes=(*plan.notes, *self._decoder.notes),
         )
 
     @property

@@ -1,0 +1,110 @@
+"""What an engine would do on this machine, found out without loading the weights or changing anything."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from octavo.config import EngineConfig
+from octavo.executor.backend import Backend, choose_backend
+from octavo.executor.machine import Machine
+from octavo.executor.memory_plan import MemoryPlan, plan_memory
+from octavo.hub import eos_token_ids, resolve_model
+from octavo.kernels.layout import KvLayout
+from octavo.model import ModelConfig, read_model_config, weights_bytes
+from octavo.model.checkpoint import Checkpoint
+from octavo.model.dtypes import resolve_dtype
+
+_PACKAGES = ("torch", "numba", "numpy", "safetensors", "tokenizers", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The machine, what was chosen for it, and the memory plan (sizes in bytes, lengths in tokens)."""
+
+    machine: Machine
+    python: str
+    versions: tuple[tuple[str, str], ...]  #: of the packages that do the work; absent ones are left out
+    threads: int
+    folder: Path
+    model: ModelConfig
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    dtype_reason: str
+    backend: Backend
+    memory: MemoryPlan
+
+
+def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
+    """Look at the machine and at the model's headers.
+
+    The weights' size is an upper bound, for which of them are packed into a second copy is measured while loading.
+
+    Args:
+        config: as for the engine.
+        folder: the model [``config.model``, found as the engine finds it; a hub id that is not in the cache is
+            fetched].
+
+    Raises:
+        ConfigError: the configuration and the memory, or the model, do not go together.
+        ModelError: the model cannot be used; a damaged file is found by its header.
+    """
+    folder = resolve_model(config.model, config.revision) if folder is None else folder
+    model, checkpoint = read_model_config(folder), Checkpoint(folder)
+    machine = Machine.inspect()
+    stored = _stored_dtype(model, checkpoint)
+    dtype, notes = resolve_dtype(config.dtype, stored, torch.device("cpu"))
+    weights = weights_bytes(model, dtype)
+    layout = KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
+    return Report(
+        machine=machine,
+        python=platform.python_version(),
+        versions=tuple((name, found) for name in _PACKAGES if (found := _version(name))),
+        threads=config.num_threads or machine.cores,
+        folder=folder,
+        model=model,
+        eos_token_ids=eos_token_ids(folder),
+        dtype=_name(dtype),
+        dtype_reason=_reason(config, stored, notes),
+        backend=choose_backend(config),
+        memory=plan_memory(
+            available_bytes=machine.available_bytes,
+            weights_bytes=weights,
+            page_bytes=layout.page_bytes,
+            model_max_len=model.context_length,
+            config=config,
+            groups=model.layer_groups,
+        ),
+    )
+
+
+def _stored_dtype(model: ModelConfig, checkpoint: Checkpoint) -> torch.dtype:
+    if model.dtype is not None:
+        dtype: torch.dtype = getattr(torch, model.dtype)
+        return dtype
+    shape = (model.vocab_size, model.hidden_size)
+    name = next((name for name in checkpoint.names if name.endswith("embed_tokens.weight")), "lm_head.weight")
+    return checkpoint.read(name, shape).dtype
+
+
+def _reason(config: EngineConfig, stored: torch.dtype, notes: list[str]) -> str:
+    if notes:
+        return "; ".join(note.removeprefix("dtype ") for note in notes)
+    if config.dtype != "auto":
+        return "as configured"
+    return f"the checkpoint is {_name(stored)}, and this processor computes in it"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
