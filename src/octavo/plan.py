@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
     slot: int  #: the executor's row
     seq_id: int
     start: int  #: position of the first token of the chunk
-    count: int  #: number of tokens
+    count: int  # type: ignore[assignment]  #: number of tokens (no one counts in a chunk)
     tokens: tuple[int, ...]  #: their ids, PENDING where the plan in flight will decide
     blocks_from: tuple[int, ...]  #: for each layer group, the table's length that is kept
     blocks: tuple[tuple[int, ...], ...]  #: for each layer group, the block ids that follow it
@@ -48,7 +48,7 @@ class SlotInit(NamedTuple):
     slot: int
     seq_id: int
     request_id: str
-    index: int  #: the sequence's noise index: (seed, index) keys its random numbers
+    index: int  # type: ignore[assignment]  #: the sequence's noise index: (seed, index) keys its random numbers
     seed: int  #: 64 bits
     num_prompt: int  #: how many of ``tokens`` are the prompt
     tokens: tuple[int, ...]  #: every token known so far (penalties and bad words look back at them)

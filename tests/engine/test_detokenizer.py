@@ -103,6 +103,7 @@ def test_other_decoders_run_on_a_window(tokenizer_folder: Folder, sample: str) -
     assert "".join(stream(tokenizer, ids, [1] * len(ids), True)) == tokenizer.decode(ids)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["llama3", "llama2"])
 def test_the_cost_of_a_token_does_not_grow(tokenizer_folder: Folder, kind: str) -> None:
     tokenizer = Tokenizer.load(tokenizer_folder(kind))

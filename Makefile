@@ -1,0 +1,77 @@
+# make demo     eight stories at once from the bundled model, with a live map of its memory
+# make test     every test, with coverage
+# make lint     formatting, types, import rules
+# make bench    the benchmarks (minutes; prints what it measured)
+# make setup    only make .venv and install; the others do so when something is missing
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: demo test test-main test-kernels test-coverage test-fuzz lint bench setup clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first Python that is new enough; `make PYTHON=/path/to/python3.12` overrides.
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+# A progress bar where someone is watching.
+QUIET := $(shell [ -t 2 ] || echo -q)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input $(QUIET) -c constraints.txt
+NEEDS := pyproject.toml constraints.txt
+
+demo: $(VENV)/.runtime
+	$(BIN)/octavo demo
+
+test: test-main test-kernels test-coverage test-fuzz
+
+setup: $(VENV)/.development
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Octavo needs Python 3.11 or newer: install one, or say make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is younger than what it depends on exactly when the installation is up to date.
+$(VENV)/.runtime: $(NEEDS) | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.development: $(NEEDS) | $(BIN)/python
+	$(PIP) -e '.[test,lint]'
+	@touch $(VENV)/.runtime $@
+
+PYTEST := $(BIN)/python -m pytest
+WORKERS ?= 2
+
+# The tests, measured. Timings that a test asserts are of one process, so those run without company.
+test-main: $(VENV)/.development
+	rm -f .coverage .coverage.*
+	COVERAGE_FILE=.coverage.main $(PYTEST) -n $(WORKERS) -m "not fuzz and not long and not alone" --cov --cov-report=
+	COVERAGE_FILE=.coverage.alone $(PYTEST) -m "alone and not long" --cov --cov-report=
+
+# The jitted kernels once more as plain Python, on tiny shapes: only so can their lines be counted.
+test-kernels: $(VENV)/.development
+	COVERAGE_FILE=.coverage.kernels NUMBA_DISABLE_JIT=1 $(PYTEST) -n $(WORKERS) -m "not fuzz and not long" \
+		--cov --cov-report= tests/kernels
+
+# Both runs together; below `fail_under` of pyproject.toml this fails.
+test-coverage: $(VENV)/.development | test-main test-kernels
+	$(BIN)/coverage combine --keep --quiet .coverage.main .coverage.alone .coverage.kernels
+	$(BIN)/coverage report --skip-covered --sort=cover
+
+# Random loads through the scheduler against the KV oracle; no coverage, for speed.
+test-fuzz: $(VENV)/.development
+	$(PYTEST) -n $(WORKERS) -m "fuzz and not long"
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.development
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
