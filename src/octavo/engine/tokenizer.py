@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.engine.chat_template import ChatTemplate
 from octavo.errors import InvalidTokenError, ModelNotFoundError, RequestError, UnsupportedError, UnsupportedModelError
+from octavo.hub import read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -50,12 +51,12 @@ class Tokenizer:
 
         Raises:
             ModelNotFoundError: there is no ``tokenizer.json`` (and no transformers to convert what there is).
-            UnsupportedModelError: a file is not what its name promises.
+            ModelError: a file is not what its name promises.
         """
         folder = Path(folder)
-        config = _read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+        config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
         if "added_tokens_decoder" not in config and (folder / "special_tokens_map.json").is_file():
-            config = {**config, **_read_json(folder / "special_tokens_map.json")}
+            config = {**config, **read_json(folder / "special_tokens_map.json")}
         path = folder / TOKENIZER_FILE
         backend = _from_file(folder, path, config) if path.is_file() else _from_transformers(folder)
         backend.no_truncation()
@@ -162,16 +163,6 @@ class Tokenizer:
         return Pieces.of(self)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UnsupportedModelError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
 def _from_file(folder: Path, path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     import tokenizers
 
@@ -189,7 +180,7 @@ def _is_llama_class(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether transformers would rebuild this tokenizer as its LlamaTokenizer (see :func:`_as_llama`)."""
     if str(config.get("tokenizer_class", "")).removesuffix("Fast") != "LlamaTokenizer":
         return False
-    model = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    model = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     return model.get("model_type") in (None, "llama")
 
 
