@@ -15,6 +15,9 @@ from octavo.scheduler import beam
 from octavo.scheduler.rank import POLICIES, Rank
 from octavo.scheduler.residency import Residency
 
+_NO_BLOCKS: tuple[tuple[int, ...], ...] = ((),)
+_PENDING_TOKEN = (PENDING,)
+
 
 class Scheduler:
     """Plans steps over live requests, and takes in their results.
@@ -130,7 +133,7 @@ class Scheduler:
                         continue
                     if start >= seq.capacity and not turn.grow(seq, start + 1):
                         continue
-                    decodes.append(self._chunk(seq, start, 1))
+                    decodes.append(self._decode(seq, start))
                     decoding.append((seq, seq.epoch))
                 elif count > 1:
                     count = turn.prefill(seq, room - len(decodes))
@@ -157,23 +160,34 @@ class Scheduler:
         self._planned[plan.step] = planned
         return plan
 
+    def _decode(self, seq: Sequence, start: int) -> Chunk:
+        """:meth:`_chunk` for the steady state, by a shorter way: one new token of a plain sequence, one table."""
+        if len(seq.tables) > 1 or start < seq.num_prompt or seq.request.params.beam_width > 1:
+            return self._chunk(seq, start, 1)
+        table = seq.tables[0]
+        sent, held = table.sent, len(table.blocks)
+        if sent == held:
+            blocks = _NO_BLOCKS
+        else:
+            blocks = (tuple(table.blocks[sent:]),)
+            table.sent = held
+        token = (seq.tokens[start],) if start < len(seq.tokens) else _PENDING_TOKEN
+        seq.num_scheduled = start + 1
+        seq.num_total += 1
+        seq.in_flight += 1
+        # tuple.__new__ spares the named tuple's own constructor, a tenth of a step.
+        return tuple.__new__(Chunk, (seq.slot, seq.id, start, 1, token, (sent,), blocks, start, Want.SAMPLE, seq.draws))
+
     def _chunk(self, seq: Sequence, start: int, count: int) -> Chunk:
         """Describe ``count`` tokens of ``seq`` from ``start``, and move the cursor over them."""
         end = start + count
         tokens: tuple[int, ...] = tuple(seq.tokens[start:end])
         if len(tokens) < count:
             tokens += (PENDING,) * (count - len(tokens))
-        if len(seq.tables) == 1:  # spares the common case two generators a chunk
-            table = seq.tables[0]
-            sent = table.sent
-            blocks_from: tuple[int, ...] = (sent,)
-            blocks: tuple[tuple[int, ...], ...] = (tuple(table.blocks[sent:]),)
+        blocks_from = tuple(table.sent for table in seq.tables)
+        blocks = tuple(tuple(table.blocks[table.sent :]) for table in seq.tables)
+        for table in seq.tables:
             table.sent = len(table.blocks)
-        else:
-            blocks_from = tuple(table.sent for table in seq.tables)
-            blocks = tuple(tuple(table.blocks[table.sent :]) for table in seq.tables)
-            for table in seq.tables:
-                table.sent = len(table.blocks)
         request = seq.request
         want, outputs_from = Want.NONE, end
         draws: tuple[int, ...] = ()
@@ -367,20 +381,14 @@ def _slot_init(seq: Sequence) -> SlotInit:
 class _Turn:
     """The state of one ``schedule()`` call."""
 
-    __slots__ = ("memory", "prefill_room", "promised", "residency", "short", "skipped", "static")
+    __slots__ = ("_budget", "_prefill_room", "memory", "promised", "residency", "short", "skipped", "static")
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.memory = scheduler.memory
         self.residency = scheduler.residency
         self.static = scheduler.config.batching == "static"
-        # What decodes leave of the budget to prefills. Those that may yet stall for want of a block are not counted:
-        # a prompt ranked above must not wait for them, while they wait for its blocks.
-        decodes = sum(
-            seq.num_total - seq.num_scheduled == 1 and seq.num_scheduled < seq.capacity
-            for request in self.residency.running
-            for seq in request.live
-        )
-        self.prefill_room = scheduler.config.max_num_batched_tokens - decodes
+        self._budget = scheduler.config.max_num_batched_tokens
+        self._prefill_room: int | None = None
         self.promised = 0  # blocks that prompts admitted so far will still want in later steps
         self.short = False  # somebody is short of blocks: nobody below takes any
         self.skipped: list[tuple[Rank, Request]] = []
@@ -402,6 +410,19 @@ class _Turn:
                 return
             yield running[i]
             i += 1
+
+    @property
+    def prefill_room(self) -> int:
+        """What decodes leave of the budget to prefills, and earlier prefills of that. Counted when it is first asked
+        for. Decodes that may yet stall for want of a block do not count: a prompt ranked above them must not wait
+        for them, while they wait for its blocks."""
+        if self._prefill_room is None:
+            self._prefill_room = self._budget - sum(
+                seq.num_total - seq.num_scheduled == 1 and seq.num_scheduled < seq.capacity
+                for request in self.residency.running
+                for seq in request.live
+            )
+        return self._prefill_room
 
     def close(self) -> None:
         """Those that were skipped wait on."""
@@ -454,7 +475,7 @@ class _Turn:
         if seq.num_scheduled + count > seq.capacity and not self.grow(seq, seq.num_scheduled + count):
             return 0
         self.memory.lead(seq)
-        self.prefill_room -= count
+        self._prefill_room = self.prefill_room - count
         self.promised += self.memory.blocks_for(end) - self.memory.blocks_for(seq.num_scheduled + count)
         return count
 
