@@ -1,0 +1,48 @@
+"""Octavo, as a benchmark runs it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+from protocol import serve
+
+
+def load(folder: str, options: dict[str, Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, str]]:
+    import torch
+
+    import octavo
+    from octavo import EngineConfig, LLMEngine, SamplingParams
+
+    engine = LLMEngine(
+        EngineConfig(
+            model=folder,
+            dtype=options["dtype"],
+            max_num_seqs=options["max_num_seqs"],
+            max_model_len=options["max_model_len"],
+            num_blocks=options["kv_tokens"] // 16,
+            batching=options.get("batching", "continuous"),
+        )
+    )
+
+    def run(workload: dict[str, Any]) -> dict[str, Any]:
+        engine.reset_prefix_cache()
+        engine.reset_stats()
+        params = [SamplingParams(temperature=0, ignore_eos=True, max_tokens=n) for n in workload["outputs"]]
+        outputs = engine.generate(workload["prompts"], params)
+        stats = engine.stats()
+        return {
+            "tokens": sum(len(output.outputs[0].token_ids) for output in outputs),
+            "kv_utilisation": stats.kv_utilisation,
+            "preemptions": stats.num_preemptions,
+            "model_seconds": stats.executor_seconds,
+            "first": outputs[0].outputs[0].token_ids[:8],
+            "notes": list(engine.facts.notes),
+        }
+
+    versions = {"octavo": octavo.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return run, versions
+
+
+serve(load)
