@@ -1,9 +1,11 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.errors import EngineError
 from octavo.executor.history import History
 
 TOKENS = st.lists(st.integers(0, 20), min_size=1, max_size=200)
@@ -45,3 +47,8 @@ def test_growth_token_by_token() -> None:
         known.append(token)
         if step % 3:
             assert found(history, len(known)) == expected(known, 2, len(known))
+
+
+def test_a_gap_is_refused() -> None:
+    with pytest.raises(EngineError, match="starts at position 3, but only 2 tokens are known"):
+        History((3, 4), 2).write(3, np.array([5], np.int64))

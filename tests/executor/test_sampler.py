@@ -36,7 +36,7 @@ class Rows:
             logits.clone(),
             slots,
             np.full(len(logits), self.length),
-            tuple(wants or [Want.SAMPLE] * len(logits)),
+            np.array(wants or [Want.SAMPLE] * len(logits), np.uint8),
             tuple(draws or [(0,)] * len(logits)),
         )
 

@@ -24,18 +24,16 @@ class LogitEdits:
     can be neither drawn nor masked."""
 
     __slots__ = (
-        "_frequency",
         "_longest",
         "_min_tokens",
         "_phrases",
-        "_presence",
-        "_repetition",
         "_stop_ids",
         "_words",
         "allowed",
         "bias",
         "history",
         "masks",
+        "penalties",
     )
 
     def __init__(self, init: SlotInit, vocab_size: int) -> None:
@@ -53,20 +51,14 @@ class LogitEdits:
         self._longest = max((len(prefix) for prefix, _ in self._phrases), default=0)
         self._min_tokens = spec.min_tokens
         self._stop_ids = _known(spec.stop_ids, vocab_size)
-        self._repetition = spec.repetition_penalty
-        self._presence = spec.presence_penalty
-        self._frequency = spec.frequency_penalty
+        penalties = (spec.repetition_penalty, spec.presence_penalty, spec.frequency_penalty)
+        self.penalties = None if penalties == (1.0, 0.0, 0.0) else penalties
         self.masks = bool(self.allowed is not None or words or (spec.min_tokens > 0 and len(self._stop_ids)))
 
     @classmethod
     def of(cls, init: SlotInit, vocab_size: int) -> LogitEdits | None:
         """The edits of a sequence, or None where its parameters ask for none."""
         return cls(init, vocab_size) if _edits(init.sampling) else None
-
-    @property
-    def penalises(self) -> bool:
-        """Whether tokens already seen are made likelier or less likely."""
-        return self._repetition != 1.0 or self._presence != 0.0 or self._frequency != 0.0
 
     def masked(self, end: int) -> list[NDArray[np.int64]]:
         """Tokens that may not come at position ``end``: bad words, and the stop ids before ``min_tokens``."""
@@ -79,13 +71,6 @@ class LogitEdits:
         if end - self.history.num_prompt < self._min_tokens and len(self._stop_ids):
             found.append(self._stop_ids)
         return found
-
-    def penalties(self, end: int) -> tuple[NDArray[np.int64], float, NDArray[np.float32]]:
-        """(distinct tokens seen before position ``end``, the repetition penalty, what to subtract from each after)."""
-        ids, counts = self.history.tally(end)
-        if self._presence == 0.0 and self._frequency == 0.0:
-            return ids, self._repetition, np.zeros(len(ids), np.float32)
-        return ids, self._repetition, (self._presence * (counts > 0) + self._frequency * counts).astype(np.float32)
 
 
 class BatchEdits:
@@ -103,8 +88,8 @@ class BatchEdits:
         self._bias: list[NDArray[np.float32]] = []
         self._masked: list[NDArray[np.int64]] = []
         self._seen: list[NDArray[np.int64]] = []
-        self._repetition: list[float] = []
-        self._subtract: list[NDArray[np.float32]] = []
+        self._counts: list[NDArray[np.float32]] = []
+        self._penalties: list[tuple[int, float, float, float]] = []  # (offset, repetition, presence, frequency)
         self.masked_rows: list[int] = []  #: rows that lost tokens, and might have lost all of them
 
     def add(self, row: int, edits: LogitEdits, end: int) -> None:
@@ -119,11 +104,11 @@ class BatchEdits:
         if len(edits.bias[0]):
             self._biased.append(edits.bias[0] + offset)
             self._bias.append(edits.bias[1])
-        if edits.penalises:
-            ids, repetition, subtract = edits.penalties(end)
-            self._seen.append(ids + offset)
-            self._repetition.append(repetition)
-            self._subtract.append(subtract)
+        if edits.penalties is not None:
+            ids, counts = edits.history.tally(end)
+            self._seen.append(ids)
+            self._counts.append(counts)
+            self._penalties.append((offset, *edits.penalties))
 
     def apply(self, logits: torch.Tensor) -> None:
         """Change ``logits`` (float32 [rows, vocab_size], contiguous) in place."""
@@ -138,12 +123,19 @@ class BatchEdits:
         if self._masked:
             flat.index_fill_(0, _tensor(self._masked, flat), -torch.inf)
         if self._seen:
-            index = _tensor(self._seen, flat)
-            repetition = np.repeat(np.array(self._repetition, np.float32), [len(ids) for ids in self._seen])
-            factor = torch.from_numpy(repetition).to(flat.device)
-            values = flat[index]
-            values = torch.where(values > 0, values / factor, values * factor)
-            flat[index] = values - _tensor(self._subtract, flat)
+            self._penalise(flat)
+
+    def _penalise(self, flat: torch.Tensor) -> None:
+        lengths = [len(ids) for ids in self._seen]
+        counts = np.concatenate(self._counts)
+        offset, repetition, presence, frequency = (
+            np.repeat(each, lengths) for each in zip(*self._penalties, strict=True)
+        )
+        index = torch.from_numpy(np.concatenate(self._seen) + offset).to(flat.device)
+        factor = torch.from_numpy(repetition.astype(np.float32)).to(flat.device)
+        subtract = torch.from_numpy((presence * (counts > 0) + frequency * counts).astype(np.float32)).to(flat.device)
+        values = flat[index]
+        flat[index] = torch.where(values > 0, values / factor, values * factor).sub_(subtract)
 
 
 def _tensor(parts: list[NDArray[np.int64]] | list[NDArray[np.float32]], like: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.errors import EngineError
+
 
 class History:
     """A sequence's tokens, and each distinct one with the number of times it was generated.
@@ -13,12 +15,13 @@ class History:
     a step costs as much as it adds.
     """
 
-    __slots__ = ("_counts", "_ids", "_num_distinct", "_place", "_tallied", "_tokens", "num_prompt")
+    __slots__ = ("_counts", "_ids", "_known", "_num_distinct", "_place", "_tallied", "_tokens", "num_prompt")
 
     def __init__(self, tokens: tuple[int, ...], num_prompt: int) -> None:
         self.num_prompt = num_prompt
         self._tokens = np.empty(len(tokens) + 64, np.int64)
         self._tokens[: len(tokens)] = tokens
+        self._known = len(tokens)
         self._tallied = 0  # positions below it are counted in the following
         self._num_distinct = 0
         self._place: dict[int, int] = {}  # token -> where in _ids and _counts
@@ -26,8 +29,15 @@ class History:
         self._counts = np.empty(64, np.float32)
 
     def write(self, start: int, tokens: NDArray[np.int64]) -> None:
-        """The tokens at positions ``start`` and following are these from now on."""
+        """The tokens at positions ``start`` and following are these from now on.
+
+        Raises:
+            EngineError: some token before ``start`` was never told.
+        """
+        if start > self._known:
+            raise EngineError(f"a chunk starts at position {start}, but only {self._known} tokens are known")
         end = start + len(tokens)
+        self._known = max(self._known, end)
         if end > len(self._tokens):
             grown = np.empty(2 * end, np.int64)
             grown[:start] = self._tokens[:start]

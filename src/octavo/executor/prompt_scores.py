@@ -36,8 +36,7 @@ class ScoredChunk:
 def scored_chunks(batch: Batch, state: SlotTable) -> list[ScoredChunk]:
     """The chunks that want the log-probability of a token of their prompt."""
     # A chunk that draws wants its last position anyway; only an earlier one speaks of the prompt.
-    drawn = np.array([want != Want.NONE for want in batch.wants])
-    early = np.flatnonzero(batch.outputs_from < batch.ends - drawn)
+    early = np.flatnonzero(batch.outputs_from < batch.ends - (batch.wants != Want.NONE))
     found = []
     for index in early.tolist():
         slot = batch.slots[index]

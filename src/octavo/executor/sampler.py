@@ -14,6 +14,7 @@ edits then change the log-probabilities, and these are not normalised again; ``S
 
 from __future__ import annotations
 
+from itertools import chain
 from types import ModuleType
 
 import numpy as np
@@ -49,7 +50,7 @@ class Sampler:
         logits: torch.Tensor,
         slots: NDArray[np.int64],
         positions: NDArray[np.int64],
-        wants: tuple[Want, ...],
+        wants: NDArray[np.uint8],
         draws: tuple[tuple[int, ...], ...],
     ) -> list[ChunkResult]:
         """One result for each row.
@@ -58,28 +59,27 @@ class Sampler:
             logits: float32 [rows, vocab_size], contiguous; may be changed in place.
             slots: each row's slot.
             positions: the position of the token that each row's logits are for.
-            wants: SAMPLE or LOGPROBS.
+            wants: each row's Want, SAMPLE or LOGPROBS.
             draws: the noise indexes to draw with, one sample each; none for LOGPROBS.
         """
         state = self._slots
         failed = not_finite(logits)
         edited = state.edited[slots]
         any_edited = bool(edited.any())
-        searches = Want.LOGPROBS in wants
-        wanted = state.logprobs[slots]
+        searching = np.flatnonzero(wants == Want.LOGPROBS)
+        wanted = np.where(wants == Want.SAMPLE, state.logprobs[slots], -1)
         reports = None
         if (wanted >= 0).any():
-            reports = Reports(self._kernels, logits, wanted, changed=any_edited or searches or bool(failed))
-        if searches:
-            rows = [row for row, want in enumerate(wants) if want == Want.LOGPROBS]
-            logits[rows] = torch.log_softmax(logits[rows], dim=1)
+            reports = Reports(self._kernels, logits, wanted, changed=any_edited or len(searching) > 0 or bool(failed))
+        if len(searching):
+            logits[searching] = torch.log_softmax(logits[searching], dim=1)
         if any_edited:
             failed |= self._edit(logits, slots, positions, np.flatnonzero(edited), failed)
         if failed:
             # Whatever is drawn from these rows is thrown away; zeros keep the kernel's arithmetic ordinary.
             logits[list(failed)] = 0.0
 
-        num_draws = [len(indexes) for indexes in draws]
+        num_draws = [*map(len, draws)]
         if num_draws.count(1) == len(num_draws):
             tokens = self._draw(logits, slots, positions, draws)
             if not failed and reports is None:
@@ -121,7 +121,7 @@ class Sampler:
         if not len(slots):
             return []
         state = self._slots
-        indexes = np.array([index for one in draws for index in one], np.int64)
+        indexes = np.fromiter(chain.from_iterable(draws), np.int64, count=len(slots))
         tokens: list[int] = self._kernels.sample(
             logits,
             torch.from_numpy(state.temperature[slots]),
@@ -138,7 +138,7 @@ class Sampler:
         self,
         logits: torch.Tensor,
         slots: NDArray[np.int64],
-        wants: tuple[Want, ...],
+        wants: NDArray[np.uint8],
         draws: tuple[tuple[int, ...], ...],
         tokens: list[int],
         reports: Reports | None,

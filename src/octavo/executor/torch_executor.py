@@ -24,7 +24,7 @@ from octavo.executor.swap_space import SwapSpace
 from octavo.hub import Progress, eos_token_ids
 from octavo.kernels.layout import KvLayout
 from octavo.model import load_model
-from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult, Want
+from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,8 @@ class TorchExecutor:
 
     def _compute(self, plan: StepPlan) -> tuple[ChunkResult, ...]:
         batch = build_batch(plan.chunks, self._slots, self._block_size)
-        reads = [index for index, want in enumerate(batch.wants) if want != Want.NONE]
-        last = batch.query_start[1:][reads].astype(np.int64) - 1  # each wanted chunk's last row
+        reads = np.flatnonzero(batch.wants)  # Want.NONE is 0
+        last = batch.query_start[reads + 1].astype(np.int64) - 1  # each wanted chunk's last row
         scored = scored_chunks(batch, self._slots)
         if scored:
             return self._compute_scored(batch, reads, last, scored)
@@ -140,7 +140,7 @@ class TorchExecutor:
         return tuple(drawn) if len(drawn) == len(batch.wants) else _spread(drawn, reads, len(batch.wants))
 
     def _compute_scored(
-        self, batch: Batch, reads: list[int], last: NDArray[np.int64], scored: list[ScoredChunk]
+        self, batch: Batch, reads: NDArray[np.int64], last: NDArray[np.int64], scored: list[ScoredChunk]
     ) -> tuple[ChunkResult, ...]:
         """A step in which prompts are scored: the head runs apart from the rest, on a bounded number of rows."""
         rows = np.concatenate([last, *(np.arange(chunk.row, chunk.row + len(chunk.tokens)) for chunk in scored)])
@@ -159,18 +159,17 @@ class TorchExecutor:
             begin = end
         return tuple(results)
 
-    def _sample(self, batch: Batch, reads: list[int], logits: torch.Tensor) -> list[ChunkResult]:
-        if not reads:
-            return []
+    def _sample(self, batch: Batch, reads: NDArray[np.int64], logits: torch.Tensor) -> list[ChunkResult]:
         if len(reads) == len(batch.wants):
             return self._sampler.run(logits, batch.slots, batch.ends, batch.wants, batch.draws)
-        wants = tuple(batch.wants[index] for index in reads)
-        draws = tuple(batch.draws[index] for index in reads)
-        return self._sampler.run(logits, batch.slots[reads], batch.ends[reads], wants, draws)
+        if not len(reads):
+            return []
+        draws = tuple(batch.draws[index] for index in reads.tolist())
+        return self._sampler.run(logits, batch.slots[reads], batch.ends[reads], batch.wants[reads], draws)
 
 
-def _spread(drawn: list[ChunkResult], reads: list[int], number: int) -> tuple[ChunkResult, ...]:
+def _spread(drawn: list[ChunkResult], reads: NDArray[np.int64], number: int) -> tuple[ChunkResult, ...]:
     results = [ChunkResult()] * number
-    for index, result in zip(reads, drawn, strict=True):
+    for index, result in zip(reads.tolist(), drawn, strict=True):
         results[index] = result
     return tuple(results)
