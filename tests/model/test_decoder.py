@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,15 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 def load(folder: Path, backend: str = "reference", dtype: str = "float32", batch_invariant: bool = False) -> Decoder:
     return load_model(folder, dtype=dtype, kernels=kernels.load(backend), batch_invariant=batch_invariant)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices this small are multiplied sooner by one thread than shared out."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
 
 
 @pytest.fixture(params=["reference", "cpu"])
