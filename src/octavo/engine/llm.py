@@ -42,6 +42,13 @@ class LLM:
     def __init__(self, model: str | None = None, **keywords: Any) -> None:
         self.engine = LLMEngine(EngineConfig.from_keywords(model=model, **keywords))
 
+    @classmethod
+    def over(cls, engine: LLMEngine) -> LLM:
+        """The same face over an engine that exists already."""
+        llm = cls.__new__(cls)
+        llm.engine = engine
+        return llm
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
