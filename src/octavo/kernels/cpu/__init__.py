@@ -1,0 +1,26 @@
+"""The kernels on a CPU, compiled by Numba: see ``octavo.kernels`` for what each does."""
+
+from __future__ import annotations
+
+from octavo.kernels.cpu.attention import fused_attention, paged_attention, write_kv
+from octavo.kernels.cpu.jit import warm_up
+from octavo.kernels.cpu.launch import set_num_threads
+from octavo.kernels.cpu.rows import add_rms_norm, copy_blocks, gelu_and_mul, rms_norm, rotary_embedding, silu_and_mul
+from octavo.kernels.cpu.sampling import log_softmax_gather, sample, top_logprobs
+
+__all__ = [
+    "add_rms_norm",
+    "copy_blocks",
+    "fused_attention",
+    "gelu_and_mul",
+    "log_softmax_gather",
+    "paged_attention",
+    "rms_norm",
+    "rotary_embedding",
+    "sample",
+    "set_num_threads",
+    "silu_and_mul",
+    "top_logprobs",
+    "warm_up",
+    "write_kv",
+]

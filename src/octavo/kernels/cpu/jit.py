@@ -1,0 +1,158 @@
+"""How this backend's code is compiled, and where the results are kept.
+
+A *kernel* is a C function ``void(int64 address)`` that Numba compiles: it reads its arguments from the words at
+``address`` (see ``launch.py``) and takes tasks from a shared counter until none is left, so that any number of threads
+may run it at once. It is compiled the first time it is used, or by :func:`warm_up`, once for all dtypes and shapes.
+
+Compiled code is kept in ``<cache>/octavo/jit-<hash>``, the hash being over every source file of ``octavo.kernels``,
+the versions of Numba and llvmlite, and the CPU: a change to any of them starts a new folder, so stale code is never
+run. ``<cache>`` is ``$OCTAVO_CACHE_DIR``, else ``$XDG_CACHE_HOME/octavo``, else ``~/.cache/octavo``.
+
+With ``NUMBA_DISABLE_JIT=1`` kernels run as plain Python, on the pure-Python forms of the primitives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+from numba import types
+
+logger = logging.getLogger(__name__)
+
+DISABLED = bool(numba.config.DISABLE_JIT)
+"""Whether kernels run as plain Python."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@functools.cache
+def host_features() -> frozenset[str]:
+    """LLVM's names of what this CPU can do."""
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def user_cache_dir() -> Path:
+    """Where Octavo keeps what it can rebuild."""
+    if explicit := os.environ.get("OCTAVO_CACHE_DIR"):
+        return Path(explicit)
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg) / "octavo"
+    return Path.home() / ".cache" / "octavo"
+
+
+@functools.cache
+def cache_key() -> str:
+    """A hash of all that decides what the compiled code is."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parent.parent
+    for source in sorted(root.rglob("*.py")):
+        digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    for part in (numba.__version__, llvmlite.__version__, llvm.get_host_cpu_name(), *sorted(host_features())):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def cache_dir() -> Path | None:
+    """The folder of compiled code, made if need be; None where none can be written (then each start compiles)."""
+    folder = user_cache_dir() / f"jit-{cache_key()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning(
+            "compiled kernels cannot be kept in %s (%s): set OCTAVO_CACHE_DIR to a writable folder", folder, error
+        )
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def device(function: Function) -> Function:
+    """A function that kernels call: compiled into each of them."""
+    if DISABLED:
+        return function
+    compiled: Function = numba.njit(error_model="numpy", nogil=True)(function)
+    return compiled
+
+
+class Kernel:
+    """A kernel, compiled when first asked for.
+
+    Args:
+        function: takes the address of its argument words, an int.
+    """
+
+    def __init__(self, function: Callable[[int], None]) -> None:
+        self.function = function
+        self.name = function.__name__
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether its compiled code lies in the cache folder."""
+        folder = cache_dir()
+        return folder is not None and any(folder.rglob(f"*{self.name}-*.nbi"))
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """Numba's C callback."""
+        signature = types.void(types.int64)
+        folder = cache_dir()
+        if folder is None:
+            return numba.cfunc(signature, nopython=True, error_model="numpy")(self.function)
+        # the folder is looked up when the callback is made: other users of Numba in this process keep their own
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(folder)
+        try:
+            return numba.cfunc(signature, nopython=True, cache=True, error_model="numpy")(self.function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+    @functools.cached_property
+    def address(self) -> int:
+        """The function's address."""
+        return int(self.compiled.address)
+
+    @functools.cached_property
+    def call(self) -> Callable[[int], Any]:
+        """Runs it on the calling thread, which gives up the interpreter lock meanwhile."""
+        if DISABLED:
+            return self.function
+        return ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.address)
+
+
+KERNELS: list[Kernel] = []
+"""Every kernel of this backend, in the order of definition."""
+
+
+def kernel(function: Callable[[int], None]) -> Kernel:
+    """Make a kernel of a function of the address of its arguments."""
+    made = Kernel(function)
+    KERNELS.append(made)
+    return made
+
+
+def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
+    """Compile every kernel now, or load it from the disk cache.
+
+    Args:
+        progress: called with (name, i, total) before the i-th of ``total`` kernels is compiled; not called for kernels
+            that the disk cache holds.
+    """
+    if DISABLED:
+        return
+    missing = [entry for entry in KERNELS if "compiled" not in entry.__dict__ and not entry.is_cached]
+    for i, entry in enumerate(missing):
+        if progress is not None:
+            progress(entry.name, i, len(missing))
+        entry.call  # noqa: B018
+    for entry in KERNELS:
+        entry.call  # noqa: B018

@@ -1,0 +1,391 @@
+"""What kernels are made of: loads and stores by address, atomic counters, and operations on rows of floats.
+
+A primitive is written twice: as LLVM code, compiled into the kernels that call it, and as plain Python, which tests
+compare the first with and which runs where the compiler is disabled. Arguments are addresses and sizes as 64-bit
+integers; ``f32`` rows lie in scratch memory, other rows have one of the dtype codes of ``emitter.py``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from octavo.kernels import noise
+from octavo.kernels.cpu.emitter import BF16, F16, F32, FLOAT, I32, I64, ITEM_SIZE, Emitter, Value
+from octavo.kernels.cpu.jit import DISABLED
+
+_TYPES: dict[str, tuple[Any, ir.Type]] = {
+    "i": (types.int64, I64),
+    "f": (types.float32, FLOAT),
+    "d": (types.float64, ir.DoubleType()),
+    "v": (types.void, ir.VoidType()),
+}
+
+
+class Primitive:
+    """The two forms of one operation."""
+
+    def __init__(self, signature: str, python: Callable[..., Any], emit: Callable[..., Any]) -> None:
+        self.signature = signature
+        self.python = python
+        self.emit = emit
+        self.name = python.__name__
+
+    def define(self, module: ir.Module) -> ir.Function:
+        """The operation as a function of ``module``."""
+        name = f"octavo_{self.name}"
+        known = module.globals.get(name)
+        if known is not None:
+            return known
+        result, *arguments = (_TYPES[letter][1] for letter in self.signature)
+        function = ir.Function(module, ir.FunctionType(result, arguments), name)
+        function.linkage = "linkonce_odr"
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        value = self.emit(Emitter(builder), *function.args)
+        if value is None:
+            builder.ret_void()
+        else:
+            builder.ret(value)
+        return function
+
+    def typed(self) -> Any:
+        """The operation as Numba calls it."""
+        result, *arguments = (_TYPES[letter][0] for letter in self.signature)
+        signature = result(*arguments)
+
+        def codegen(context: Any, builder: Any, _: Any, values: Any) -> Any:
+            returned = builder.call(self.define(builder.module), values)
+            return context.get_dummy_value() if self.signature[0] == "v" else returned
+
+        def typing(_: Any, *__: Any) -> Any:
+            return signature, codegen
+
+        typing.__name__ = self.name
+        # Numba goes by the signature it sees: the typing context, then one name for each argument
+        names = ["context", *(f"argument_{i}" for i in range(len(arguments)))]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        typing.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+        return intrinsic(typing)
+
+
+PRIMITIVES: dict[str, Primitive] = {}
+
+
+def primitive(signature: str, python: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Make a primitive of its two forms; ``signature`` is the result's letter, then the arguments': i, f, d or v."""
+
+    def made(emit: Callable[..., Any]) -> Any:
+        entry = Primitive(signature, python, emit)
+        PRIMITIVES[entry.name] = entry
+        return python if DISABLED else entry.typed()
+
+    return made
+
+
+# ---------------------------------------------------------------- memory as arrays, for the Python forms
+
+
+_NUMPY = {F32: np.float32, BF16: np.uint16, F16: np.float16}
+
+
+def row(dtype: int, address: int, count: int) -> np.ndarray:
+    """``count`` items at ``address``; bfloat16 as its bits."""
+    size = max(count, 0) * ITEM_SIZE[dtype]
+    return (
+        np.frombuffer((ctypes.c_char * size).from_address(address), _NUMPY[dtype]) if size else np.empty(0, np.float32)
+    )
+
+
+def floats(address: int, count: int) -> np.ndarray:
+    """``count`` floats at ``address``."""
+    return row(F32, address, count)
+
+
+def get(dtype: int, address: int, count: int) -> np.ndarray:
+    """``count`` items at ``address`` as floats."""
+    items = row(dtype, address, count)
+    if dtype == BF16:
+        return (items.astype(np.uint32) << 16).view(np.float32)
+    return items.astype(np.float32)
+
+
+def put(dtype: int, address: int, values: np.ndarray) -> None:
+    """Store floats at ``address``, rounded to nearest even."""
+    target = row(dtype, address, len(values))
+    if dtype != BF16:
+        with np.errstate(over="ignore"):
+            target[:] = values
+        return
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + ((bits >> 16) & 1) + np.uint32(0x7FFF)) >> 16
+    target[:] = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded)
+
+
+# ---------------------------------------------------------------- words
+
+
+def _load_i64(address: int) -> int:
+    return ctypes.c_int64.from_address(address).value
+
+
+def _load_i32(address: int) -> int:
+    return ctypes.c_int32.from_address(address).value
+
+
+def _load_f64(address: int) -> float:
+    return ctypes.c_double.from_address(address).value
+
+
+def _load_f32(address: int) -> np.float32:
+    return np.float32(ctypes.c_float.from_address(address).value)
+
+
+def _store_i64(address: int, value: int) -> None:
+    ctypes.c_int64.from_address(address).value = value
+
+
+def _store_i32(address: int, value: int) -> None:
+    ctypes.c_int32.from_address(address).value = value
+
+
+def _store_f32(address: int, value: float) -> None:
+    ctypes.c_float.from_address(address).value = value
+
+
+def _fetch_add(address: int, value: int) -> int:
+    before = _load_i64(address)
+    _store_i64(address, before + value)
+    return before
+
+
+def _as_f32(value: float) -> np.float32:
+    return np.float32(value)
+
+
+@primitive("ii", _load_i64)
+def load_i64(e: Emitter, address: Value) -> Value:
+    """The 64-bit integer at ``address``."""
+    return e.b.load(e.b.inttoptr(address, I64.as_pointer()), align=8)
+
+
+@primitive("ii", _load_i32)
+def load_i32(e: Emitter, address: Value) -> Value:
+    """The 32-bit integer at ``address``."""
+    return e.b.sext(e.b.load(e.b.inttoptr(address, I32.as_pointer()), align=4), I64)
+
+
+@primitive("di", _load_f64)
+def load_f64(e: Emitter, address: Value) -> Value:
+    """The double at ``address``."""
+    return e.b.load(e.b.inttoptr(address, ir.DoubleType().as_pointer()), align=8)
+
+
+@primitive("fi", _load_f32)
+def load_f32(e: Emitter, address: Value) -> Value:
+    """The float at ``address``."""
+    return e.b.load(e.b.inttoptr(address, FLOAT.as_pointer()), align=4)
+
+
+@primitive("vii", _store_i64)
+def store_i64(e: Emitter, address: Value, value: Value) -> None:
+    """Store a 64-bit integer."""
+    e.b.store(value, e.b.inttoptr(address, I64.as_pointer()), align=8)
+
+
+@primitive("vii", _store_i32)
+def store_i32(e: Emitter, address: Value, value: Value) -> None:
+    """Store the low half of a 64-bit integer."""
+    e.b.store(e.b.trunc(value, I32), e.b.inttoptr(address, I32.as_pointer()), align=4)
+
+
+@primitive("vif", _store_f32)
+def store_f32(e: Emitter, address: Value, value: Value) -> None:
+    """Store a float."""
+    e.b.store(value, e.b.inttoptr(address, FLOAT.as_pointer()), align=4)
+
+
+@primitive("iii", _fetch_add)
+def fetch_add(e: Emitter, address: Value, value: Value) -> Value:
+    """Add to a 64-bit counter that threads share, and return what it held; orders memory on both sides."""
+    return e.b.atomic_rmw("add", e.b.inttoptr(address, I64.as_pointer()), value, "acq_rel")
+
+
+@primitive("fd", _as_f32)
+def as_f32(e: Emitter, value: Value) -> Value:
+    """A double rounded to float."""
+    return e.b.fptrunc(value, FLOAT)
+
+
+def _finalize(z: int) -> int:
+    word = noise.finalize(z)
+    return word - (1 << 64) if word >> 63 else word
+
+
+@primitive("ii", _finalize)
+def finalize(e: Emitter, z: Value) -> Value:
+    """SplitMix64's output function on a 64-bit word."""
+    for shift, factor in ((30, noise.FINALIZE_1), (27, noise.FINALIZE_2)):
+        z = e.b.mul(e.b.xor(z, e.b.lshr(z, e.int(shift))), e.int(factor))
+    return e.b.xor(z, e.b.lshr(z, e.int(31)))
+
+
+def _copy_bytes(source: int, target: int, count: int) -> None:
+    ctypes.memmove(target, source, count)
+
+
+@primitive("viii", _copy_bytes)
+def copy_bytes(e: Emitter, source: Value, target: Value, count: Value) -> None:
+    """Copy ``count`` bytes; the two may overlap."""
+    pointer = ir.IntType(8).as_pointer()
+    moved = e.b.module.globals.get("memmove")
+    if moved is None:
+        moved = ir.Function(e.b.module, ir.FunctionType(pointer, [pointer, pointer, I64]), "memmove")
+    e.b.call(moved, [e.b.inttoptr(target, pointer), e.b.inttoptr(source, pointer), count])
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _widen(dtype: int, source: int, target: int, count: int) -> None:
+    floats(target, count)[:] = get(dtype, source, count)
+
+
+@primitive("viiii", _widen)
+def widen(e: Emitter, dtype: Value, source: Value, target: Value, count: Value) -> None:
+    """A row of ``dtype`` becomes one of f32."""
+    for kind in e.per_dtype(dtype):
+        for lanes, i in e.elementwise(count):
+            lanes.store(F32, target, i, lanes.load(kind, source, i))
+
+
+def _narrow(dtype: int, source: int, target: int, count: int) -> None:
+    put(dtype, target, floats(source, count))
+
+
+@primitive("viiii", _narrow)
+def narrow(e: Emitter, dtype: Value, source: Value, target: Value, count: Value) -> None:
+    """A row of f32 becomes one of ``dtype``, rounded to nearest even."""
+    for kind in e.per_dtype(dtype):
+        for lanes, i in e.elementwise(count):
+            lanes.store(kind, target, i, lanes.load(F32, source, i))
+
+
+def _fill(target: int, value: float, count: int) -> None:
+    floats(target, count)[:] = value
+
+
+@primitive("vifi", _fill)
+def fill(e: Emitter, target: Value, value: Value, count: Value) -> None:
+    """A row of f32 becomes ``value`` throughout."""
+    for lanes, i in e.elementwise(count):
+        lanes.store(F32, target, i, lanes.splat(value))
+
+
+def _sum_squares(source: int, count: int) -> np.float32:
+    return np.float32(np.square(floats(source, count), dtype=np.float32).sum())
+
+
+@primitive("fii", _sum_squares)
+def sum_squares(e: Emitter, source: Value, count: Value) -> Value:
+    """The sum of the squares of a row of f32."""
+    partial = e.variable(e.vector.const(0.0))
+    rest = e.variable(e.scalar.const(0.0))
+    for lanes, i in e.elementwise(count):
+        x = lanes.load(F32, source, i)
+        sum_ = partial if lanes is e.vector else rest
+        sum_.set(lanes.fma(x, x, sum_.get()))
+    return e.b.fadd(e.total(partial.get()), rest.get())
+
+
+def _add_round(dtype: int, x: int, residual: int, target: int, count: int) -> None:
+    put(dtype, residual, get(dtype, residual, count) + get(dtype, x, count))
+    floats(target, count)[:] = get(dtype, residual, count)
+
+
+@primitive("viiiii", _add_round)
+def add_round(e: Emitter, dtype: Value, x: Value, residual: Value, target: Value, count: Value) -> None:
+    """``residual += x``, rounded to ``dtype``; ``target`` is the same in f32."""
+    for kind in e.per_dtype(dtype):
+        for lanes, i in e.elementwise(count):
+            added = lanes.rounded(kind, e.b.fadd(lanes.load(kind, residual, i), lanes.load(kind, x, i)))
+            lanes.store(kind, residual, i, added)
+            lanes.store(F32, target, i, added)
+
+
+def _scale_weighted(x: int, weight: int, factor: float, offset: float, count: int) -> None:
+    row_ = floats(x, count)
+    row_[:] = row_ * np.float32(factor) * (np.float32(offset) + floats(weight, count))
+
+
+@primitive("viiffi", _scale_weighted)
+def scale_weighted(e: Emitter, x: Value, weight: Value, factor: Value, offset: Value, count: Value) -> None:
+    """``x *= factor * (offset + weight)``, rows of f32."""
+    for lanes, i in e.elementwise(count):
+        scaled = e.b.fmul(lanes.load(F32, x, i), lanes.splat(factor))
+        lanes.store(F32, x, i, e.b.fmul(scaled, e.b.fadd(lanes.splat(offset), lanes.load(F32, weight, i))))
+
+
+def _scale(x: int, factor: float, count: int) -> None:
+    floats(x, count)[:] *= np.float32(factor)
+
+
+@primitive("vifi", _scale)
+def scale(e: Emitter, x: Value, factor: Value, count: Value) -> None:
+    """``x *= factor``, a row of f32."""
+    for lanes, i in e.elementwise(count):
+        lanes.store(F32, x, i, e.b.fmul(lanes.load(F32, x, i), lanes.splat(factor)))
+
+
+def _rotate(x: int, cos_sin: int, half: int) -> None:
+    a, b = floats(x, half), floats(x + 4 * half, half)
+    cos, sin = floats(cos_sin, half), floats(cos_sin + 4 * half, half)
+    a[:], b[:] = a * cos - b * sin, b * cos + a * sin
+
+
+@primitive("viii", _rotate)
+def rotate(e: Emitter, x: Value, cos_sin: Value, half: Value) -> None:
+    """Rotate the pairs (x[i], x[half + i]) of a row of f32; ``half`` cosines, then as many sines."""
+    other, sines = e.at(x, half, 4), e.at(cos_sin, half, 4)
+    for lanes, i in e.elementwise(half):
+        a, b = lanes.load(F32, x, i), lanes.load(F32, other, i)
+        cos, sin = lanes.load(F32, cos_sin, i), lanes.load(F32, sines, i)
+        lanes.store(F32, x, i, lanes.fma(a, cos, lanes.negate(e.b.fmul(b, sin))))
+        lanes.store(F32, other, i, lanes.fma(b, cos, e.b.fmul(a, sin)))
+
+
+def _gate(dtype: int, kind: int, gate: int, up: int, target: int, count: int) -> None:
+    g, u = get(dtype, gate, count), get(dtype, up, count)
+    with np.errstate(over="ignore"):
+        if kind == SILU:
+            put(dtype, target, g * u / (1 + np.exp(-g)))
+        else:
+            z = np.float32(GELU_SCALE) * (g + np.float32(GELU_CUBIC) * g * g * g)
+            put(dtype, target, g * u / (1 + np.exp(-z)))
+
+
+SILU, GELU = range(2)
+GELU_CUBIC = 0.044715
+GELU_SCALE = 2 * 0.7978845608028654
+"""2 sqrt(2 / pi): 0.5 (1 + tanh z) is 1 / (1 + exp(-2 z))."""
+
+
+@primitive("viiiiii", _gate)
+def gate(e: Emitter, dtype: Value, kind: Value, gate: Value, up: Value, target: Value, count: Value) -> None:
+    """``target = silu(gate) * up`` or gelu's tanh form, rows of ``dtype``."""
+    for which in (SILU, GELU):
+        with e.when(e.b.icmp_signed("==", kind, e.int(which))):
+            for held in e.per_dtype(dtype):
+                for lanes, i in e.elementwise(count):
+                    g, u = lanes.load(held, gate, i), lanes.load(held, up, i)
+                    z = g
+                    if which == GELU:
+                        cubic = lanes.fma(e.b.fmul(lanes.const(GELU_CUBIC), e.b.fmul(g, g)), g, g)
+                        z = e.b.fmul(lanes.const(GELU_SCALE), cubic)
+                    lanes.store(held, target, i, lanes.sigmoid_times(z, e.b.fmul(g, u)))

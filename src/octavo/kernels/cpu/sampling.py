@@ -1,0 +1,385 @@
+"""Drawing tokens, and their log-probabilities.
+
+A draw is an arg-max of scaled logits plus Gumbel noise. What top_k, top_p and min_p leave is always a run of the
+tokens in descending order of (logit, then ascending id), so it is given by its last member: a floor value, and the
+last token id among those equal to it. The floor is found by selection, never by a sort of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from octavo.kernels import noise
+from octavo.kernels.cpu import checks
+from octavo.kernels.cpu.draws import (
+    GROUP,
+    first_equal,
+    group_largest,
+    largest,
+    perturbed_best,
+    pick,
+    shift_divide,
+    weigh,
+)
+from octavo.kernels.cpu.emitter import F32
+from octavo.kernels.cpu.jit import device, kernel
+from octavo.kernels.cpu.launch import (
+    ARGUMENTS,
+    FIRST_ARGUMENT,
+    NUM_TASKS,
+    SCRATCH,
+    SCRATCH_STRIDE,
+    TASK,
+    WORKER,
+    num_threads,
+    packer,
+    run,
+)
+from octavo.kernels.cpu.primitives import (
+    as_f32,
+    fetch_add,
+    fill,
+    finalize,
+    load_f32,
+    load_i32,
+    load_i64,
+    store_f32,
+    store_i64,
+    widen,
+)
+from octavo.kernels.cpu.tiles import exponential
+
+SMALL = 30000
+"""Logits below which one thread is quicker than two."""
+
+(LOGITS, STRIDE, VOCAB, TEMPERATURE, TOP_K, TOP_P, MIN_P, SEEDS, INDEXES, POSITIONS, TOKENS, VALUES, COUNT, TOTALS) = (
+    range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 14, 8)
+)
+_pack = packer("14q")
+
+GOLDEN = noise.GOLDEN - (1 << 64)
+"""As a signed word."""
+
+
+# ---------------------------------------------------------------- selection
+
+
+@device
+def split(values: int, weights: int, count: int, pivot: float) -> tuple[int, int]:
+    """Move what is above ``pivot`` to the front, then what equals it; returns how many are above, and how many equal.
+    ``weights`` move along where their address is not 0."""
+    above, i, below = 0, 0, count
+    while i < below:
+        value = load_f32(values + 4 * i)
+        if value == pivot:
+            i += 1
+            continue
+        if value > pivot:
+            other = above
+            above += 1
+            i += 1
+            at = i - 1
+        else:
+            below -= 1
+            other = below
+            at = i
+        store_f32(values + 4 * at, load_f32(values + 4 * other))
+        store_f32(values + 4 * other, value)
+        if weights != 0:
+            weight = load_f32(weights + 4 * at)
+            store_f32(weights + 4 * at, load_f32(weights + 4 * other))
+            store_f32(weights + 4 * other, weight)
+    return above, below - above
+
+
+@device
+def select(values: int, weights: int, count: int, wanted: float) -> tuple[float, int, int]:
+    """The shortest run of ``values``, in descending order, whose weights (1 each where ``weights`` is 0) sum to
+    ``wanted`` at least: its last value, how many equal to that are in the run, and how many there are. At least one
+    value is in the run. Quickselect (Hoare, 1961): the row is reordered."""
+    so_far = 0.0
+    random = 1
+    while True:
+        random = (random * 1103515245 + 12345) & 0x7FFFFFFF
+        pivot = load_f32(values + 4 * ((random >> 8) % count))
+        above, equal = split(values, weights, count, pivot)
+        if weights == 0:
+            upper, each = float(above), 1.0
+        else:
+            upper, each = 0.0, float(load_f32(weights + 4 * above))
+            for i in range(above):
+                upper += load_f32(weights + 4 * i)
+        if above > 0 and so_far + upper >= wanted:
+            count = above
+            continue
+        before = so_far + upper
+        if before + each * equal >= wanted or above + equal == count:
+            needed = 1
+            while needed < equal and before + each * needed < wanted:
+                needed += 1
+            return pivot, needed, equal
+        so_far = before + each * equal
+        values += 4 * (above + equal)
+        if weights != 0:
+            weights += 4 * (above + equal)
+        count -= above + equal
+
+
+@device
+def nth_token(x: int, count: int, value: float, n: int) -> int:
+    """The id of the n-th token (from 1) whose x equals ``value``."""
+    token = -1
+    for _ in range(n):
+        token += 1
+        token += first_equal(x + 4 * token, count - token, value)
+    return token
+
+
+@device
+def largest_run(x: int, vocab: int, k: int, memory: int) -> tuple[float, int, int, int]:
+    """The k largest of x: the last value, how many equal to it are among them and how many there are, and the number
+    of candidates left at ``memory``: all values not below it, and perhaps more."""
+    groups = (vocab + GROUP - 1) // GROUP
+    least = as_f32(-math.inf)
+    if k <= groups:
+        # k groups have a member no less than the k-th largest of the groups' best: few candidates pass
+        group_largest(x, vocab, memory)
+        least = as_f32(select(memory, 0, groups, float(k))[0])
+    count = pick(x, vocab, least, memory)
+    value, needed, equal = select(memory, 0, count, float(k))
+    return value, needed, equal, count
+
+
+@device
+def floor_of(x: int, vocab: int, k: int, p: float, least_ratio: float, memory: int) -> tuple[float, int]:
+    """The floor, and the last token id at the floor, that top_k, top_p and min_p leave of x (whose largest is 0)."""
+    floor, needed, equal = -math.inf, 0, 0
+    weights = memory + 4 * vocab
+    if 0 < k < vocab:
+        value, needed, equal, _ = largest_run(x, vocab, k, memory)
+        floor = float(value)
+    if p < 1.0:
+        if floor > -math.inf:
+            count = pick(x, vocab, as_f32(floor), memory)
+            mass = weigh(memory, 0.0, weights, count)
+            mass -= float(exponential(as_f32(floor))) * (equal - needed)
+        else:
+            mass = weigh(x, 0.0, 0, vocab)
+            count, held, depth = 0, -1.0, -3.0
+            while held < p * mass and count < vocab:
+                # most of the mass lies near the top: take deeper candidates only while it does not
+                count = pick(x, vocab, as_f32(depth), memory)
+                held = weigh(memory, 0.0, weights, count)
+                depth = depth * 2.0 if depth > -20.0 else -math.inf
+                if depth < -100.0 and count < vocab and held < p * mass:
+                    count = pick(x, vocab, as_f32(-math.inf), memory)
+                    held = weigh(memory, 0.0, weights, count)
+                    break
+        value, some, all_ = select(memory, weights, count, p * mass)
+        if float(value) > floor or some < needed or needed == 0:
+            floor, needed, equal = float(value), some, all_
+    if least_ratio > 0.0:
+        least = float(as_f32(math.log(least_ratio)))
+        if least > floor:
+            return min(least, 0.0), vocab - 1
+    if needed < equal:
+        return floor, nth_token(x, vocab, as_f32(floor), needed)
+    return floor, vocab - 1
+
+
+# ---------------------------------------------------------------- kernels
+
+
+@kernel
+def sample_rows(p: int) -> None:
+    """Tasks are rows."""
+    memory = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
+    tasks, vocab = load_i64(p + NUM_TASKS), load_i64(p + VOCAB)
+    best, tail, x = memory, memory + 64, memory + 64 + 4 * GROUP
+    candidates = x + 4 * vocab
+    while True:
+        row = fetch_add(p + TASK, 1)
+        if row >= tasks:
+            break
+        logits = load_i64(p + LOGITS) + row * load_i64(p + STRIDE)
+        top = largest(logits, vocab)
+        temperature = load_f32(load_i64(p + TEMPERATURE) + 4 * row)
+        if temperature == 0.0:
+            token = first_equal(logits, vocab, top)
+            store_i64(load_i64(p + TOKENS) + 8 * row, token if token < vocab else 0)
+            continue
+        floor, floor_token = -math.inf, vocab - 1
+        k = load_i32(load_i64(p + TOP_K) + 4 * row)
+        top_p = float(load_f32(load_i64(p + TOP_P) + 4 * row))
+        min_p = float(load_f32(load_i64(p + MIN_P) + 4 * row))
+        if 0 < k < vocab or top_p < 1.0 or min_p > 0.0:
+            shift_divide(logits, top, temperature, x, vocab)
+            floor, floor_token = floor_of(x, vocab, k, top_p, min_p, candidates)
+        key = finalize(
+            load_i64(load_i64(p + SEEDS) + 8 * row) ^ finalize(load_i64(load_i64(p + INDEXES) + 8 * row) + GOLDEN)
+        )
+        position = load_i64(load_i64(p + POSITIONS) + 8 * row)
+        store_f32(best, as_f32(-math.inf))
+        store_i64(best + 8, 0)
+        groups = vocab // GROUP
+        perturbed_best(logits, groups, 0, top, temperature, as_f32(floor), floor_token, key, position, best)
+        rest = vocab - groups * GROUP
+        if rest > 0:
+            fill(tail, as_f32(-math.inf), GROUP)
+            widen(F32, logits + 4 * groups * GROUP, tail, rest)
+            perturbed_best(tail, 1, groups * GROUP, top, temperature, as_f32(floor), floor_token, key, position, best)
+        store_i64(load_i64(p + TOKENS) + 8 * row, load_i64(best + 8))
+
+
+@kernel
+def gather_logprobs(p: int) -> None:
+    """Tasks are rows: the log-probability of the row's token."""
+    tasks, vocab = load_i64(p + NUM_TASKS), load_i64(p + VOCAB)
+    while True:
+        row = fetch_add(p + TASK, 1)
+        if row >= tasks:
+            break
+        logits = load_i64(p + LOGITS) + row * load_i64(p + STRIDE)
+        top = largest(logits, vocab)
+        total = math.log(weigh(logits, top, 0, vocab))
+        picked = load_f32(logits + 4 * load_i64(load_i64(p + TOKENS) + 8 * row))
+        store_f32(load_i64(p + VALUES) + 4 * row, as_f32(float(picked) - float(top) - total))
+
+
+@kernel
+def likeliest(p: int) -> None:
+    """Tasks are rows: the ids of the row's k largest logits, ascending, and those logits; and the row's log-sum-exp."""
+    memory = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
+    tasks, vocab, k = load_i64(p + NUM_TASKS), load_i64(p + VOCAB), load_i64(p + COUNT)
+    while True:
+        row = fetch_add(p + TASK, 1)
+        if row >= tasks:
+            break
+        logits = load_i64(p + LOGITS) + row * load_i64(p + STRIDE)
+        top = largest(logits, vocab)
+        total = float(top) + math.log(weigh(logits, top, 0, vocab))
+        store_f32(load_i64(p + TOTALS) + 4 * row, as_f32(total))
+        least, ties, _, _ = largest_run(logits, vocab, k, memory)
+        tokens, values = load_i64(p + TOKENS) + 8 * k * row, load_i64(p + VALUES) + 4 * k * row
+        found = 0
+        for token in range(vocab):
+            value = load_f32(logits + 4 * token)
+            if value < least or (value == least and ties == 0) or found == k:
+                continue
+            if value == least:
+                ties -= 1
+            store_i64(tokens + 8 * found, token)
+            store_f32(values + 4 * found, value)
+            found += 1
+
+
+# ---------------------------------------------------------------- entries
+
+
+def _rows(logits: torch.Tensor) -> tuple[int, int]:
+    if checks.matrix("logits", logits) != F32:
+        raise ValueError(f"logits are {logits.dtype}: they must be float32")
+    rows, vocab = logits.shape
+    if vocab < 1:
+        raise ValueError("logits have no columns")
+    return rows, vocab
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    indexes: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """One token for each row of ``logits``, int64 [B]: the arg-max of scaled logits plus Gumbel noise over what top_k,
+    top_p and min_p leave, or the plain arg-max (first of equals) where temperature is 0.
+
+    Args:
+        logits: float32 [B, V], free of NaN and +inf; -inf excludes a token.
+        temperature: float32 [B], 0 is greedy.
+        top_k: int32 [B], 0 keeps all.
+        top_p: float32 [B], 1 keeps all. Of the tokens top_k left, renormalised, the shortest run in descending order
+            whose probabilities reach p is kept, one token at least; of equals the lower ids come first.
+        min_p: float32 [B], 0 keeps all.
+        seeds: int64 [B], 64-bit words held as int64.
+        indexes: int64 [B], the sequence's noise index.
+        positions: int64 [B], the position the token will stand at.
+
+    Raises:
+        ValueError: a tensor's shape, dtype or layout is not as described.
+    """
+    rows, vocab = _rows(logits)
+    tokens = torch.empty(rows, dtype=torch.int64)
+    threads = num_threads() if rows > 1 and rows * vocab > SMALL else 1
+    stride = 64 + 4 * GROUP + 12 * vocab + 256 & -64
+    _pack(
+        ARGUMENTS.words,
+        0,
+        0,
+        0,
+        rows,
+        ARGUMENTS.scratch(threads * stride),
+        stride,
+        logits.data_ptr(),
+        logits.stride(0) * 4,
+        vocab,
+        checks.vector("temperature", temperature, torch.float32, rows),
+        checks.vector("top_k", top_k, torch.int32, rows),
+        checks.vector("top_p", top_p, torch.float32, rows),
+        checks.vector("min_p", min_p, torch.float32, rows),
+        checks.vector("seeds", seeds, torch.int64, rows),
+        checks.vector("indexes", indexes, torch.int64, rows),
+        checks.vector("positions", positions, torch.int64, rows),
+        tokens.data_ptr(),
+        0,
+        0,
+        0,
+    )
+    run(sample_rows, threads)
+    return tokens
+
+
+def log_softmax_gather(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability of ``tokens`` int64 [B], each in [0, V), under ``logits`` float32 [B, V]: float32 [B].
+
+    Raises:
+        ValueError: a tensor's shape, dtype or layout is not as described.
+    """
+    rows, vocab = _rows(logits)
+    values = torch.empty(rows)
+    address = checks.vector("tokens", tokens, torch.int64, rows)
+    _pack(
+        ARGUMENTS.words, 0, 0, 0, rows, 0, 0, logits.data_ptr(), logits.stride(0) * 4, vocab,
+        0, 0, 0, 0, 0, 0, 0, address, values.data_ptr(), 0, 0,
+    )  # fmt: skip
+    run(gather_logprobs, num_threads() if rows * vocab > SMALL else 1)
+    return values
+
+
+def top_logprobs(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k likeliest tokens of ``logits`` float32 [B, V]: ids int64 [B, k], likeliest first (of equals the lower id),
+    and their log-probabilities float32 [B, k].
+
+    Raises:
+        ValueError: k is not between 1 and V, or logits are not as described.
+    """
+    rows, vocab = _rows(logits)
+    if not 1 <= k <= vocab:
+        raise ValueError(f"k={k} must be between 1 and the vocabulary's {vocab}")
+    tokens, values, totals = torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k), torch.empty(rows)
+    threads = num_threads() if rows * vocab > SMALL else 1
+    stride = 4 * vocab + 256 & -64
+    _pack(
+        ARGUMENTS.words, 0, 0, 0, rows, ARGUMENTS.scratch(threads * stride), stride, logits.data_ptr(),
+        logits.stride(0) * 4, vocab, 0, 0, 0, 0, 0, 0, 0, tokens.data_ptr(), values.data_ptr(), k,
+        totals.data_ptr(),
+    )  # fmt: skip
+    run(likeliest, threads)
+    values, order = values.sort(dim=-1, descending=True, stable=True)
+    return tokens.gather(1, order), values - totals[:, None]
