@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import psutil
+import pytest
 
 from octavo.executor.machine import Machine, memory, usable_cores
 
@@ -60,3 +61,12 @@ def test_a_quota_of_cores_is_rounded_up(tmp_path: Path) -> None:
     assert usable_cores(tmp_path) == free
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("90000\n")
     assert usable_cores(tmp_path) == 1
+
+
+def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 4, 5}, raising=False)
+    for number, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 4: "0,4", 5: "1,5"}.items():
+        group(tmp_path / f"cpu{number}/topology", thread_siblings_list=siblings + "\n")
+    assert usable_cores(tmp_path, tmp_path) == 2
+    (tmp_path / "cpu5/topology/thread_siblings_list").unlink()
+    assert usable_cores(tmp_path, tmp_path) == 4

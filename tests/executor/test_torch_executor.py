@@ -289,6 +289,18 @@ def test_a_sequence_whose_memory_is_poisoned_fails_alone(runner: PlanRunner, exe
     assert good.output == expected
 
 
+def test_a_prompt_that_cannot_be_scored_fails_alone(runner: PlanRunner, executor: TorchExecutor) -> None:
+    bad = runner.add("bad", prompt_of(10), SamplingSpec(temperature=0.0, prompt_logprobs=1))
+    runner.add("good", prompt_of(10, seed=1), SamplingSpec(temperature=0.0, prompt_logprobs=1))
+    runner.step({"bad": 4, "good": 4}, outputs_from={"bad": 0, "good": 0})
+    executor._kv[bad.blocks[0]] = float("nan")
+    results = runner.step({"bad": 4, "good": 4}, outputs_from={"bad": 4, "good": 4})
+    assert results["bad"] == ChunkResult(error=NOT_FINITE)
+    assert results["good"].error is None
+    assert len(results["good"].prompt) == 4
+    executor._kv[bad.blocks[0]] = 0.0
+
+
 def test_plans_that_do_not_follow_are_refused(executor: TorchExecutor) -> None:
     def chunk(**changes) -> Chunk:
         return Chunk(0, 7, 0, 2, (5, 6), (0,), ((3,),), 1, Want.SAMPLE, (0,))._replace(**changes)
@@ -331,6 +343,8 @@ def test_a_closed_executor_holds_no_memory(tiny_llama: Path) -> None:
     made.close()
     made.close()
     assert not any(isinstance(value, torch.Tensor) for value in vars(made).values())
+    with pytest.raises(EngineError, match="the executor is closed"):
+        made.submit(StepPlan(0, ()))
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])

@@ -23,6 +23,7 @@ _ISA = (
 )
 _ARM_ISA = ("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2")
 _CGROUPS = Path("/sys/fs/cgroup")
+_PROCESSORS = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,16 @@ def memory(cgroups: Path = _CGROUPS, membership: Path = Path("/proc/self/cgroup"
     return total, available
 
 
-def usable_cores(cgroups: Path = _CGROUPS) -> int:
-    """Cores this process may run on: its affinity mask, and a container's quota rounded up."""
+def usable_cores(cgroups: Path = _CGROUPS, processors: Path = _PROCESSORS) -> int:
+    """Cores this process may run on: those of its affinity mask, two threads of one core counted once (matrix products
+    gain nothing from the second), and no more than a container's quota rounded up."""
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    if affinity is None:
+        cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    else:
+        allowed = affinity(0)
+        siblings = [_read(processors / f"cpu{number}" / "topology" / "thread_siblings_list") for number in allowed]
+        cores = len(set(siblings)) if all(siblings) else len(allowed)
     quota = _read(cgroups / "cpu.max").split()
     if not quota:
         quota = [_read(cgroups / "cpu" / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from octavo import kernels as kernel_backends
 from octavo.config import EngineConfig
+from octavo.errors import EngineError
 from octavo.executor.backend import choose_backend
 from octavo.executor.batch import Batch, build_batch
 from octavo.executor.machine import memory, usable_cores
@@ -79,6 +80,7 @@ class TorchExecutor:
         width = -(-plan.max_model_len // config.block_size)
         self._slots = SlotTable(config.max_num_seqs, len(model.layer_groups), width, model.vocab_size)
         self._sampler = Sampler(self._kernels, self._slots)
+        self._closed = False
         self._facts = ModelFacts(
             num_blocks=plan.num_blocks,
             max_model_len=plan.max_model_len,
@@ -98,8 +100,10 @@ class TorchExecutor:
         """Run a plan: release, swap_out, copies, swap_in, init, chunks.
 
         Raises:
-            EngineError: the plan does not follow from the plans before it.
+            EngineError: the plan does not follow from the plans before it, or the executor is closed.
         """
+        if self._closed:
+            raise EngineError("the executor is closed")
         began = time.perf_counter()
         with torch.inference_mode():
             self._move(plan)
@@ -112,6 +116,7 @@ class TorchExecutor:
 
     def close(self) -> None:
         """Give the weights and the cache back; nothing can be submitted after."""
+        self._closed = True
         for name in ("_decoder", "_cache", "_kv", "_swap_space", "_sampler", "_slots"):
             self.__dict__.pop(name, None)
 
