@@ -17,6 +17,7 @@ from octavo.errors import ConfigError, EngineError
 from octavo.executor.factory import create_executor
 from octavo.executor.sampler import NOT_FINITE
 from octavo.executor.torch_executor import TorchExecutor
+from octavo.kernels import BACKENDS
 from octavo.plan import Chunk, ChunkResult, SamplingSpec, SlotInit, StepPlan, Want
 
 BLOCK = 4
@@ -36,9 +37,9 @@ def build(folder: Path, **keywords) -> TorchExecutor:
     return create_executor(EngineConfig(**(settings | keywords)), folder)
 
 
-@pytest.fixture(scope="module")
-def executor(tiny_llama: Path) -> TorchExecutor:
-    return build(tiny_llama)
+@pytest.fixture(scope="module", params=sorted(BACKENDS))
+def executor(tiny_llama: Path, request: pytest.FixtureRequest) -> TorchExecutor:
+    return build(tiny_llama, kernels=request.param)
 
 
 @pytest.fixture
