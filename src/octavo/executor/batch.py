@@ -61,8 +61,8 @@ def build_batch(chunks: tuple[Chunk, ...], state: SlotTable, block_size: int) ->
     token_ids = np.fromiter(chain.from_iterable(tokens_), np.int64, count=total)
     one_each = total == number
     owner = np.arange(number) if one_each else np.repeat(np.arange(number), counts)
-    pending = token_ids == PENDING
-    if pending.any():
+    if token_ids.min() == PENDING:  # the only id below zero
+        pending = token_ids == PENDING
         samples = state.last_token[slots][owner[pending]]
         if (samples < 0).any():
             raise EngineError("a chunk waits for a sample that its sequence has not drawn")

@@ -64,6 +64,13 @@ class Sampler:
         """
         state = self._slots
         failed = not_finite(logits)
+        num_draws = [*map(len, draws)]
+        once = num_draws.count(1) == len(num_draws)
+        if once and not failed and not state.special[slots].any():
+            tokens = self._draw(logits, slots, positions, draws)
+            state.last_token[slots] = tokens
+            return [ChunkResult((Sample(token),)) for token in tokens]
+
         edited = state.edited[slots]
         any_edited = bool(edited.any())
         searching = np.flatnonzero(wants == Want.LOGPROBS)
@@ -79,12 +86,8 @@ class Sampler:
             # Whatever is drawn from these rows is thrown away; zeros keep the kernel's arithmetic ordinary.
             logits[list(failed)] = 0.0
 
-        num_draws = [*map(len, draws)]
-        if num_draws.count(1) == len(num_draws):
+        if once:
             tokens = self._draw(logits, slots, positions, draws)
-            if not failed and reports is None:
-                state.last_token[slots] = tokens
-                return [ChunkResult((Sample(token),)) for token in tokens]
         else:
             repeat = np.repeat(np.arange(len(slots)), num_draws)
             drawn_from = logits[torch.from_numpy(repeat)]
@@ -207,8 +210,10 @@ def top_logprobs(kernels: ModuleType, logits: torch.Tensor, counts: list[int]) -
 def not_finite(logits: torch.Tensor) -> dict[int, str]:
     """Rows that hold a NaN or an infinity. A sum shows both, and costs one pass; only where it is not finite (large
     numbers may overflow it) is each number looked at."""
-    suspects = torch.flatten(torch.isfinite(logits.sum(dim=1)).logical_not_().nonzero()).tolist()
-    return {row: NOT_FINITE for row in suspects if not bool(torch.isfinite(logits[row]).all())}
+    finite = np.isfinite(logits.sum(dim=1).numpy(force=True))
+    if finite.all():
+        return {}
+    return {row: NOT_FINITE for row in np.flatnonzero(~finite).tolist() if not bool(logits[row].isfinite().all())}
 
 
 def _likeliest(scores: torch.Tensor, count: int) -> Top:

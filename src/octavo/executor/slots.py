@@ -38,6 +38,7 @@ class SlotTable:
         self.min_p = np.zeros(num_slots, np.float32)
         self.logprobs = np.full(num_slots, -1, np.int64)  #: -1: none wanted
         self.edited = np.zeros(num_slots, np.bool_)  #: whether ``edits`` has an entry
+        self.special = np.zeros(num_slots, np.bool_)  #: whether more than a draw from the logits is wanted
         self.edits: list[LogitEdits | None] = [None] * num_slots
         self.prompt: list[NDArray[np.int64] | None] = [None] * num_slots  #: kept where prompt_logprobs needs it
         self.spec: list[SamplingSpec] = [_PLAIN] * num_slots
@@ -64,6 +65,7 @@ class SlotTable:
         self.spec[slot] = spec
         self.edits[slot] = LogitEdits.of(init, self.vocab_size)
         self.edited[slot] = self.edits[slot] is not None
+        self.special[slot] = self.edited[slot] or spec.logprobs is not None
         wants_prompt = spec.prompt_logprobs is not None
         self.prompt[slot] = np.asarray(init.tokens[: init.num_prompt], np.int64) if wants_prompt else None
 
@@ -74,7 +76,7 @@ class SlotTable:
         self.table_len[slot] = 0
         self.spec[slot] = _PLAIN
         self.edits[slot] = None
-        self.edited[slot] = False
+        self.edited[slot] = self.special[slot] = False
         self.prompt[slot] = None
 
     def extend(self, slot: int, group: int, keep: int, blocks: tuple[int, ...]) -> None:
