@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from paged_runner import PagedRunner
 
 from octavo import kernels
 from octavo.model import Decoder, load_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCAB = 384
 LONG, SHORT = 90, 37
@@ -120,15 +122,6 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 def load(folder: Path, backend: str = "reference", dtype: str = "float32", batch_invariant: bool = False) -> Decoder:
     return load_model(folder, dtype=dtype, kernels=kernels.load(backend), batch_invariant=batch_invariant)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small are multiplied sooner by one thread than shared out."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
 
 
 @pytest.fixture(params=["reference", "cpu"])

@@ -22,6 +22,8 @@ from octavo.errors import (
 )
 from octavo.model import Decoder, load_model, read_model_config, weights_bytes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 PROMPT = list(range(5, 45))
 

@@ -77,7 +77,7 @@ class PackedLinear:
 
 
 class TiledLinear:
-    """Another linear, always run on exactly :data:`TILE` rows, the last ones filled up with zeros.
+    """Another linear, always run on exactly :data:`TILE` rows; what fills up the last ones does not matter.
 
     Libraries choose blocks and the order of summation by the number of rows, so that a row's result may change in its
     last bits with the size of the batch. With one size there is one order, and a row's result depends on the row alone
@@ -101,7 +101,6 @@ class TiledLinear:
         parts = [self.inner(x[start : start + TILE]) for start in range(0, full, TILE)]
         if full < rows:
             self.padded[: rows - full] = x[full:]
-            self.padded[rows - full :] = 0
             parts.append(self.inner(self.padded)[: rows - full])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
