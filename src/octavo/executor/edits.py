@@ -115,9 +115,9 @@ class BatchEdits:
         flat = logits.view(-1)
         if self._allowed:
             index = _tensor(self._allowed, flat)
-            kept = flat[index]
-            logits[self._allowed_rows] = -torch.inf
-            flat[index] = kept
+            kept = flat.index_select(0, index)
+            logits.index_fill_(0, torch.tensor(self._allowed_rows, device=flat.device), -torch.inf)
+            flat.index_copy_(0, index, kept)
         if self._biased:
             flat.index_add_(0, _tensor(self._biased, flat), _tensor(self._bias, flat))
         if self._masked:
@@ -127,15 +127,17 @@ class BatchEdits:
 
     def _penalise(self, flat: torch.Tensor) -> None:
         lengths = [len(ids) for ids in self._seen]
-        counts = np.concatenate(self._counts)
-        offset, repetition, presence, frequency = (
-            np.repeat(each, lengths) for each in zip(*self._penalties, strict=True)
-        )
-        index = torch.from_numpy(np.concatenate(self._seen) + offset).to(flat.device)
-        factor = torch.from_numpy(repetition.astype(np.float32)).to(flat.device)
-        subtract = torch.from_numpy((presence * (counts > 0) + frequency * counts).astype(np.float32)).to(flat.device)
-        values = flat[index]
-        flat[index] = torch.where(values > 0, values / factor, values * factor).sub_(subtract)
+        offsets, repetition, presence, frequency = zip(*self._penalties, strict=True)
+        index = torch.from_numpy(np.concatenate(self._seen) + np.repeat(offsets, lengths)).to(flat.device)
+        factor = torch.from_numpy(np.repeat(np.array(repetition, np.float32), lengths)).to(flat.device)
+        values = flat.index_select(0, index)
+        values = values.clamp(min=0) / factor + values.clamp(max=0) * factor  # one of the two is 0
+        if any(presence) or any(frequency):
+            counts = np.concatenate(self._counts)
+            subtract = np.repeat(np.array(frequency, np.float32), lengths) * counts
+            subtract += np.repeat(np.array(presence, np.float32), lengths) * (counts > 0)
+            values -= torch.from_numpy(subtract).to(flat.device)
+        flat.index_copy_(0, index, values)
 
 
 def _tensor(parts: list[NDArray[np.int64]] | list[NDArray[np.float32]], like: torch.Tensor) -> torch.Tensor:
