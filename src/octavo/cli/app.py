@@ -6,9 +6,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from octavo import __version__
@@ -17,6 +16,9 @@ from octavo.cli.demo import demo
 from octavo.cli.doctor import doctor
 from octavo.cli.generate import generate
 from octavo.errors import EngineError, OctavoError
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
 
 app = typer.Typer(
     name="octavo",
@@ -30,6 +32,10 @@ app.command()(demo)
 app.command()(generate)
 app.command()(chat)
 app.command()(doctor)
+
+
+# Recent typers carry a click of their own, without a public name for this class.
+_USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,24 +64,31 @@ def run(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
     try:
-        return int(command.main(arguments, prog_name="octavo", standalone_mode=False) or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show(sys.stdout)
-        return 0
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("octavo: interrupted", file=sys.stderr)
-        return 130
+        code = int(command.main(arguments, prog_name="octavo", standalone_mode=False) or 0)
+    except typer.Exit as error:
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except BrokenPipeError:  # whoever read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if isinstance(error, _USAGE_ERROR):
+            return _show_usage(error)
         _say(error, wants_traceback(arguments))
         return 2 if isinstance(error, OctavoError) and not isinstance(error, EngineError) else 1
+    if code == INTERRUPTED:  # typer returns it for Ctrl-C
+        print("octavo: interrupted", file=sys.stderr)
+    return code
+
+
+def _show_usage(error: Any) -> int:
+    """A mistake in the command line itself, as typer shows it."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # `octavo` alone: its message is the help
+        print(error.format_message())
+        return 0
+    error.show()
+    return int(error.exit_code)
 
 
 def wants_traceback(arguments: Sequence[str]) -> bool:

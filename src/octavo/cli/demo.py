@@ -220,7 +220,7 @@ def _memory_table(show: Show, config: EngineConfig) -> Table:
     for name, value in {
         "pool": f"{total} blocks of {size} tokens, {total * facts.page_bytes / 2**20:.1f} MiB",
         "most held": f"{stats.peak_blocks} blocks at once, {stats.peak_blocks / total:.0%} of the pool",
-        "without paging": f"{reserved} blocks: a whole context of {facts.max_model_len} tokens set aside for each story",
+        "without paging": f"{reserved} blocks: the context of {facts.max_model_len} tokens set aside for each story",
         "utilisation": f"{stats.kv_utilisation:.1%} of the slots in held blocks filled, on average over steps",
         "shared": f"{show.most_shared} blocks at the most; {stats.num_cached_tokens} prompt tokens found in memory",
         "short of blocks": f"{stats.num_preemptions} preemptions, {stats.num_evicted} cached blocks dropped",

@@ -54,7 +54,7 @@ def as_data(report: Any) -> dict[str, Any]:
 def _tables(report: Any, config: EngineConfig) -> list[Table]:
     machine, model, memory = report.machine, report.model, report.memory
     capacity = [
-        f"{memory.concurrent(tokens):,} of {tokens:,}"
+        f"{memory.concurrent(tokens):,} of {tokens:,} tokens"
         for tokens in sorted({256, 1024, 4096, memory.max_model_len})
         if tokens <= memory.max_model_len
     ]
@@ -90,7 +90,7 @@ def _tables(report: Any, config: EngineConfig) -> list[Table]:
                 f"{_size(memory.page_bytes)} each",
                 "tokens": f"{memory.tokens:,} fit at once",
                 "context": f"{memory.max_model_len:,} tokens served (the model's own: {model.context_length:,})",
-                "requests": f"{'; '.join(capacity)} tokens fit at once (max_num_seqs is {config.max_num_seqs})",
+                "requests": f"{', '.join(capacity)} fit at once; max_num_seqs is {config.max_num_seqs}",
             },
         ),
     ]

@@ -27,7 +27,7 @@ def generate(
     config: EngineConfig,
     params: SamplingParams,
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on with; - reads stdin.")
+        list[str] | None, typer.Argument(metavar="PROMPT", help="Texts to go on with; - reads stdin.")
     ] = None,
     file: Annotated[
         str | None, typer.Option("--file", "-f", metavar="PATH", help="A file with one prompt a line; - reads stdin.")

@@ -144,7 +144,7 @@ def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
     """Compile every kernel now, or load it from the disk cache.
 
     Args:
-        progress: called with (name, i, total) before the i-th of ``total`` kernels is compiled; not called for kernels
+        progress: called with ("compiling NAME", i, total) before the i-th of ``total`` kernels is compiled; not called for kernels
             that the disk cache holds.
     """
     if DISABLED:
@@ -152,7 +152,7 @@ def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
     missing = [entry for entry in KERNELS if "compiled" not in entry.__dict__ and not entry.is_cached]
     for i, entry in enumerate(missing):
         if progress is not None:
-            progress(entry.name, i, len(missing))
+            progress(f"compiling {entry.name}", i, len(missing))
         entry.call  # noqa: B018
     for entry in KERNELS:
         entry.call  # noqa: B018
