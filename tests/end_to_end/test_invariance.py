@@ -1,0 +1,153 @@
+"""``batch_invariant=True`` in float32: whatever happens to a request on the way, its tokens and log-probabilities come
+out with the same bits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo import EngineConfig, LLMEngine, RequestOutput, SamplingParams
+
+VOCAB, LENGTH, NEW = 384, 45, 40
+DRAWN = SamplingParams(temperature=0.9, top_p=0.95, seed=7, max_tokens=NEW, ignore_eos=True, logprobs=3)
+
+
+def prompt_of(length: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(2, VOCAB), k=length)
+
+
+PROMPT = prompt_of(LENGTH, 0)
+OTHERS = [prompt_of(length, length) for length in (3, 90, 17, 33, 64, 1, 50, 20)]
+
+Bits = list[tuple[list[int], list[dict[int, float]]]]
+
+
+def bits(output: RequestOutput) -> Bits:
+    """Everything that must not change."""
+    return [(each.token_ids, each.logprobs or []) for each in output.outputs]
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral"])
+def folder(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> Path:
+    return checkpoint("llama") if request.param == "llama" else checkpoint("mistral", sliding_window=24)
+
+
+@pytest.fixture(scope="module", params=["reference", "cpu"])
+def engine_of(request: pytest.FixtureRequest, folder: Path) -> Callable[..., LLMEngine]:
+    def build(**keywords: Any) -> LLMEngine:
+        settings: dict[str, Any] = {
+            "dtype": "float32",
+            "kernels": request.param,
+            "block_size": 4,
+            "num_blocks": 400,
+            "batch_invariant": True,
+            "num_threads": 1,
+        }
+        return LLMEngine(EngineConfig(model=str(folder), **(settings | keywords)))
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def engine(engine_of: Callable[..., LLMEngine]) -> Iterator[LLMEngine]:
+    with engine_of() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def alone(engine: LLMEngine) -> Bits:
+    """The request by itself, from a cold cache."""
+    engine.reset_prefix_cache()
+    output = engine.generate([PROMPT], DRAWN)[0]
+    assert output.metrics.num_cached_tokens == 0
+    assert len(set(output.outputs[0].token_ids)) > 10  # noise was drawn: this is no greedy loop
+    return bits(output)
+
+
+def test_batched(engine: LLMEngine, alone: Bits) -> None:
+    engine.reset_prefix_cache()
+    outputs = engine.generate([*OTHERS[:4], PROMPT, *OTHERS[4:]], DRAWN)
+    assert bits(outputs[4]) == alone
+
+
+def test_prefix_cached(engine: LLMEngine, alone: Bits) -> None:
+    engine.generate([PROMPT[:30]], DRAWN)
+    output = engine.generate([PROMPT], DRAWN)[0]
+    assert output.metrics.num_cached_tokens >= 28
+    assert bits(output) == alone
+    again = engine.generate([PROMPT], DRAWN)[0]
+    assert again.metrics.num_cached_tokens == 44  # all but the last token's block
+    assert bits(again) == alone
+
+
+def test_cached_from_anothers_continuation(engine: LLMEngine, alone: Bits) -> None:
+    """Blocks filled by decoding serve a later prompt as well as prefilled ones."""
+    engine.reset_prefix_cache()
+    first = engine.generate([PROMPT], DRAWN)[0]
+    longer = PROMPT + first.outputs[0].token_ids[:20]
+    warm = engine.generate([longer], DRAWN)[0]
+    assert warm.metrics.num_cached_tokens == 64
+    engine.reset_prefix_cache()
+    cold = engine.generate([longer], DRAWN)[0]
+    assert cold.metrics.num_cached_tokens == 0
+    assert bits(warm) == bits(cold)
+
+
+def test_chunked(engine_of: Callable[..., LLMEngine], alone: Bits) -> None:
+    with engine_of(max_num_batched_tokens=7) as engine:
+        assert bits(engine.generate([PROMPT], DRAWN)[0]) == alone
+        engine.reset_prefix_cache()
+        outputs = engine.generate([PROMPT, *OTHERS[:3]], DRAWN)
+        assert bits(outputs[0]) == alone
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_preempted(engine_of: Callable[..., LLMEngine], alone: Bits, depth: int) -> None:
+    with engine_of(num_blocks=48, depth=depth, max_model_len=150) as engine:
+        outputs = engine.generate([OTHERS[3], OTHERS[7], PROMPT], DRAWN)
+        assert outputs[2].metrics.num_preemptions > 0
+        assert bits(outputs[2]) == alone
+        assert engine.stats().num_preemptions > 0
+
+
+def test_preempted_without_a_cache_to_come_back_to(engine_of: Callable[..., LLMEngine], alone: Bits) -> None:
+    with engine_of(num_blocks=48, max_model_len=150, prefix_caching=False) as engine:
+        outputs = engine.generate([OTHERS[3], OTHERS[7], PROMPT], DRAWN)
+        assert outputs[2].metrics.num_preemptions > 0
+        assert bits(outputs[2]) == alone
+
+
+def test_forked(engine: LLMEngine, alone: Bits) -> None:
+    """The first of several siblings is the request alone; each sibling has its own noise."""
+    engine.reset_prefix_cache()
+    copies = engine.stats().num_copies
+    three = bits(engine.generate([PROMPT], DRAWN, n=3)[0])
+    assert (
+        engine.stats().num_copies - copies == 2
+    )  # 45 tokens in blocks of 4: the partial one is copied by two of three
+    assert three[0] == alone[0]
+    assert len({tuple(tokens) for tokens, _ in three}) == 3
+    two = bits(engine.generate([*OTHERS, PROMPT], DRAWN, n=2)[-1])
+    assert two == three[:2]
+
+
+def test_in_flight(engine_of: Callable[..., LLMEngine], alone: Bits) -> None:
+    with engine_of(depth=1) as engine:
+        outputs = engine.generate([*OTHERS, PROMPT], DRAWN)
+        assert bits(outputs[-1]) == alone
+
+
+def test_static_batching(engine_of: Callable[..., LLMEngine], alone: Bits) -> None:
+    with engine_of(batching="static", max_num_seqs=3) as engine:
+        outputs = engine.generate([*OTHERS, PROMPT], DRAWN)
+        assert bits(outputs[-1]) == alone
+
+
+def test_prompt_logprobs_too(engine: LLMEngine, engine_of: Callable[..., LLMEngine]) -> None:
+    whole = engine.generate([PROMPT], DRAWN, prompt_logprobs=2)[0].prompt_logprobs
+    with engine_of(max_num_batched_tokens=7) as other:
+        assert other.generate([PROMPT, *OTHERS[:2]], DRAWN, prompt_logprobs=2)[0].prompt_logprobs == whole
