@@ -44,7 +44,7 @@ class EngineConfig:
         prefix_caching: keep freed blocks for later prompts that begin alike.
         depth: plans in flight beside the one being built; 0 plans, runs, commits in turn.
         batch_invariant: bit-equal results whoever shares the batch (pads products, splits attention by context only).
-        num_threads: CPU threads [all].
+        num_threads: CPU threads [``OMP_NUM_THREADS``, or one for each core].
         seed: keys the noise of requests that bring no seed of their own.
 
     Raises:

@@ -3,7 +3,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from octavo.executor.machine import Machine, memory, usable_cores
+from octavo.executor.machine import Machine, default_threads, memory, usable_cores
 
 
 def group(folder: Path, **files: str) -> None:
@@ -70,3 +70,11 @@ def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert usable_cores(tmp_path, tmp_path) == 2
     (tmp_path / "cpu5/topology/thread_siblings_list").unlink()
     assert usable_cores(tmp_path, tmp_path) == 4
+
+
+def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert default_threads() == 3
+    for unusable in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", unusable)
+        assert default_threads() == usable_cores()

@@ -76,6 +76,13 @@ def usable_cores(cgroups: Path = _CGROUPS, processors: Path = _PROCESSORS) -> in
     return cores
 
 
+def default_threads() -> int:
+    """Threads to compute with: ``OMP_NUM_THREADS`` where it is set, as every OpenMP program honours it, else one for
+    each usable core."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else usable_cores()
+
+
 def _group_limits(cgroups: Path, membership: Path) -> list[tuple[int, int]]:
     """(limit, used) of each control group that holds this process and has a limit; version 2 first, then 1."""
     found = []

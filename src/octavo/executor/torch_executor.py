@@ -16,7 +16,7 @@ from octavo.config import EngineConfig
 from octavo.errors import EngineError
 from octavo.executor.backend import choose_backend
 from octavo.executor.batch import Batch, build_batch
-from octavo.executor.machine import memory, usable_cores
+from octavo.executor.machine import default_threads, memory
 from octavo.executor.memory_plan import MemoryPlan, plan_memory
 from octavo.executor.prompt_scores import ScoredChunk, score_prompt, scored_chunks
 from octavo.executor.sampler import NOT_FINITE, Sampler
@@ -53,7 +53,7 @@ class TorchExecutor:
 
     def __init__(self, config: EngineConfig, folder: Path, progress: Progress | None = None) -> None:
         self._kernels = kernel_backends.load(choose_backend(config).name)
-        self._kernels.set_num_threads(config.num_threads or usable_cores())
+        self._kernels.set_num_threads(config.num_threads or default_threads())
         self._decoder = load_model(
             folder,
             dtype=config.dtype,
