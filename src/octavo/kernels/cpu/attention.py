@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
+from typing import NamedTuple
 
 import torch
 
@@ -79,10 +81,11 @@ TILE_KEYS = 64
 DECODE = -1
 """Stands in the schedule for a sequence that is decoded."""
 
+# words of a call, then those of a plan
 (
+    MODE,
     Q,
     Q_STRIDE,
-    DTYPE,
     OUT,
     OUT_STRIDE,
     KEYS,
@@ -90,23 +93,8 @@ DECODE = -1
     VALUES,
     VALUE_STRIDE,
     KV,
-    PAGE,
-    HEAD,
-    VALUE_OFFSET,
-    BLOCK_SIZE,
-    KV_DTYPE,
-    TABLES,
-    TABLE_STRIDE,
-    QUERY_START,
-    CONTEXT,
-    POSITIONS,
-    SLOTS,
-    NUM_SEQS,
     NUM_ROWS,
-    HEADS,
-    KV_HEADS,
-    DIM,
-    WINDOW,
+    DTYPE,
     SINKS,
     SINKS_DTYPE,
     Q_NORM,
@@ -114,16 +102,34 @@ DECODE = -1
     NORM_DTYPE,
     COS_SIN,
     ROTARY,
-    WRITES,
-    PARTS,
-    PARTIALS,
-    SCHEDULE,
-    ALL_TILES,
+    SLOTS,
     SCALE,
     SOFTCAP,
     EPS,
-) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 42, 8)
-_pack = packer("39q3d")
+    PAGE,
+    HEAD,
+    VALUE_OFFSET,
+    BLOCK_SIZE,
+    KV_DTYPE,
+    KV_HEADS,
+    DIM,
+    HEADS,
+    WINDOW,
+    PARTS,
+    ALL_TILES,
+    NUM_SEQS,
+    TABLES,
+    TABLE_STRIDE,
+    QUERY_START,
+    CONTEXT,
+    POSITIONS,
+    SHARED,
+) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 41, 8)
+_pack = packer("20q3d")
+_pack_plan = struct.Struct("18q")
+
+WRITE, DECODES, SCHEDULE, TILES = range(4)
+"""Modes of the kernel."""
 
 
 # ---------------------------------------------------------------- one head's row
@@ -164,19 +170,6 @@ def write(p: int, row: int, head: int, spare: int) -> None:
     else:
         widen(dtype, value, spare, dim)
         narrow(kv_dtype, spare, target, dim)
-
-
-@kernel
-def write_rows(p: int) -> None:
-    """Tasks are rows: prepare and store all heads of a row."""
-    spare = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
-    tasks, heads = load_i64(p + NUM_TASKS), load_i64(p + KV_HEADS)
-    while True:
-        row = fetch_add(p + TASK, 1)
-        if row >= tasks:
-            break
-        for head in range(heads):
-            write(p, row, head, spare)
 
 
 @device
@@ -279,7 +272,7 @@ def decode(p: int, seq: int, row: int, head: int, part: int, memory: int) -> Non
     for g in range(group):
         prepare(p, source + g * dim * item, q + 4 * g * dim, load_i64(p + Q_NORM), row, spare)
     scale(q, load_f64(p + SCALE), group * dim)
-    if load_i64(p + WRITES) != 0 and (part < 0 or first + part == last):
+    if load_i64(p + MODE) == DECODES and load_i64(p + KEYS) != 0 and (part < 0 or first + part == last):
         write(p, row, head, spare)
 
     out = load_i64(p + OUT) + row * load_i64(p + OUT_STRIDE) + head * group * dim * item
@@ -294,7 +287,7 @@ def decode(p: int, seq: int, row: int, head: int, part: int, memory: int) -> Non
         kv_heads, parts = load_i64(p + KV_HEADS), load_i64(p + PARTS)
         size = 4 * group * (dim + 2)
         pair = seq * kv_heads + head
-        shared = load_i64(p + PARTIALS)
+        shared = load_i64(p + SHARED)
         counter = shared + 8 * pair
         place = shared + 8 * load_i64(p + NUM_SEQS) * kv_heads + pair * parts * size
         mine = place + part * size
@@ -409,32 +402,14 @@ def prefill(p: int, seq: int, tile: int, head: int, memory: int) -> None:
         finish(p, target, query_head, spare, top, total, spare + 4 * dim)
 
 
-# ---------------------------------------------------------------- kernels
+# ---------------------------------------------------------------- the kernel
 
 
-@kernel
-def decode_all(p: int) -> None:
-    """Every sequence brings one token. Tasks are (sequence, KV head), or (sequence, KV head, part)."""
-    memory = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
-    tasks, kv_heads, parts = load_i64(p + NUM_TASKS), load_i64(p + KV_HEADS), load_i64(p + PARTS)
-    while True:
-        task = fetch_add(p + TASK, 1)
-        if task >= tasks:
-            break
-        if parts == 0:
-            seq = task // kv_heads
-            decode(p, seq, seq, task - seq * kv_heads, -1, memory)
-        else:
-            pair = task // parts
-            seq = pair // kv_heads
-            decode(p, seq, seq, pair - seq * kv_heads, task - pair * parts, memory)
-
-
-@kernel
+@device
 def make_schedule(p: int) -> None:
     """List what is to be done for each KV head, as (sequence, tile or DECODE): tiles first, for they take longer, and
     of a sequence the last one first, for it sees most. Sets the number of tasks."""
-    schedule, group = load_i64(p + SCHEDULE), load_i64(p + HEADS) // load_i64(p + KV_HEADS)
+    schedule, group = load_i64(p + SHARED), load_i64(p + HEADS) // load_i64(p + KV_HEADS)
     seqs, starts = load_i64(p + NUM_SEQS), load_i64(p + QUERY_START)
     count = 0
     for wanted in range(2):
@@ -452,146 +427,212 @@ def make_schedule(p: int) -> None:
 
 
 @kernel
-def attend_all(p: int) -> None:
-    """Tasks are (entry of the schedule, KV head)."""
+def attend(p: int) -> None:
+    """By mode, tasks are
+
+    - WRITE: rows whose keys and values are to be prepared and stored;
+    - DECODES: (sequence of one token, KV head), or (sequence, KV head, part) where ``PARTS`` is not 0;
+    - TILES: (entry of the schedule, KV head).
+
+    SCHEDULE has no tasks: it writes the schedule."""
+    mode = load_i64(p + MODE)
+    if mode == SCHEDULE:
+        make_schedule(p)
+        return
     memory = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
-    tasks, kv_heads, schedule = load_i64(p + NUM_TASKS), load_i64(p + KV_HEADS), load_i64(p + SCHEDULE)
+    tasks, kv_heads, parts = load_i64(p + NUM_TASKS), load_i64(p + KV_HEADS), load_i64(p + PARTS)
     while True:
         task = fetch_add(p + TASK, 1)
         if task >= tasks:
             break
-        entry = task // kv_heads
-        head = task - entry * kv_heads
-        seq, tile = load_i64(schedule + 16 * entry), load_i64(schedule + 16 * entry + 8)
+        if mode == WRITE:
+            for head in range(kv_heads):
+                write(p, task, head, memory)
+            continue
+        pair, part = task, -1
+        if mode == DECODES and parts != 0:
+            pair = task // parts
+            part = task - pair * parts
+        entry = pair // kv_heads
+        head = pair - entry * kv_heads
+        row, seq, tile = entry, entry, DECODE
+        if mode == TILES:
+            place = load_i64(p + SHARED) + 16 * entry
+            seq, tile = load_i64(place), load_i64(place + 8)
+            row = load_i32(load_i64(p + QUERY_START) + 4 * seq)
         if tile == DECODE:
-            decode(p, seq, load_i32(load_i64(p + QUERY_START) + 4 * seq), head, -1, memory)
+            decode(p, seq, row, head, part, memory)
         else:
             prefill(p, seq, tile, head, memory)
 
 
-# ---------------------------------------------------------------- entries
+# ---------------------------------------------------------------- plans
 
 
-def _attention(
-    q: int,
-    q_stride: int,
-    k: int,
-    k_stride: int,
-    v: int,
-    v_stride: int,
-    num_rows: int,
-    dtype: int,
-    q_norm: int,
-    k_norm: int,
-    norm_dtype: int,
-    eps: float,
-    cos_sin: int,
-    rotary: int,
-    kv: torch.Tensor,
-    layer: int,
-    meta: AttentionMetadata,
-    scale: float,
-    out: int,
-    out_stride: int,
-    num_heads: int,
-    window: int | None,
-    softcap: float,
-    sinks: torch.Tensor | None,
-    batch_invariant: bool,
-) -> None:
-    """Both entries; k is 0 where keys and values are in their blocks already."""
-    kv_address, kv_dtype, num_kv_heads, block_size, dim, page, head_bytes = checks.cache(kv, layer)
-    group = num_heads // num_kv_heads
-    tables = meta.block_tables
-    num_seqs = tables.shape[0]
-    threads = num_threads()
-    all_tiles = batch_invariant or dim % WIDTH != 0
-    pure = meta.max_query == 1 and not all_tiles
-    pairs = num_seqs * num_kv_heads
-    parts = 0
-    if pure and pairs < 8 * threads and meta.max_context > PARTITION:
-        low = 0 if window is None else max(0, meta.max_context - window)
-        # a window may straddle one more border than its length says
-        parts = (meta.max_context - 1) // PARTITION - low // PARTITION + (1 if window is None else 2)
-    decode_words = group * (3 * dim + PARTITION + 4) + 3 * dim
-    if pure:
-        stride, entries = 4 * decode_words, 0
+class Plan(NamedTuple):
+    """What the calls of one step have in common: they differ by layer only."""
+
+    batch: checks.Batch
+    mode: int
+    tasks: int
+    threads: int
+    write_threads: int
+    counters: int  #: bytes at the start of the shared memory that must be zero
+    shared: int  #: bytes
+    stride: int  #: bytes of scratch of each thread
+    words: bytes  #: the kernel's arguments from PAGE on, but for the shared memory's address
+
+
+def make_plan(
+    batch: checks.Batch, cache: checks.Cache, num_heads: int, window: int | None, batch_invariant: bool, threads: int
+) -> Plan:
+    """Choose between decode and tiles, and how to divide the work.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+    kv_heads, dim = cache.num_kv_heads, cache.dim
+    if num_heads % kv_heads:
+        raise ValueError(f"{num_heads} query heads cannot share {kv_heads} KV heads: not a multiple")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window} must be at least 1, or None")
+    group = num_heads // kv_heads
+    pairs = batch.num_seqs * kv_heads
+    tiles_only = batch_invariant or dim % WIDTH != 0
+    sees = batch.max_context if window is None else min(window, batch.max_context)
+    parts = counters = 0
+    words = 4 * (group * (3 * dim + PARTITION + 4) + 3 * dim)
+    if batch.max_query == 1 and not tiles_only:
+        mode = DECODES
+        if threads > 1 and pairs < 8 * threads and sees > PARTITION:
+            # keys that are seen may straddle one border more than their number says
+            parts = (sees + PARTITION - 2) // PARTITION + 1
+            counters = 8 * pairs
+        tasks = pairs * (parts or 1)
+        shared = counters + tasks * 4 * group * (dim + 2) if parts else 0
+        busy = threads if pairs * group * dim * sees > SMALL else 1
     else:
+        mode, tasks, busy = TILES, 0, threads
         padded = -(-dim // WIDTH) * WIDTH
-        tile_words = 2 * padded * LANES + TILE_KEYS * (LANES + padded) + 4 * LANES + 3 * dim
-        stride, entries = 4 * max(decode_words, tile_words), 2 * num_seqs + num_rows * group // LANES
-    stride = stride + 127 & -64
-    counters = 8 * pairs if parts else 0
-    shared = counters + pairs * parts * 4 * group * (dim + 2) + 16 * entries
-    memory = ARGUMENTS.scratch(shared + threads * stride)
-    if counters:
-        ctypes.memset(memory, 0, counters)
-    tasks = pairs * (parts or 1) if pure else num_rows
-    _pack(
-        ARGUMENTS.words,
-        0,
-        0,
-        0,
+        words = max(words, 4 * (2 * padded * LANES + TILE_KEYS * (LANES + padded) + 4 * LANES + 3 * dim))
+        shared = 16 * (2 * batch.num_seqs + batch.num_rows * group // LANES)
+    return Plan(
+        batch,
+        mode,
         tasks,
-        memory + (shared + 63 & -64),
-        stride,
-        q,
-        q_stride,
-        dtype,
-        out,
-        out_stride,
-        k,
-        k_stride,
-        v,
-        v_stride,
-        kv_address,
-        page,
-        head_bytes,
-        num_kv_heads * head_bytes,
-        block_size,
-        kv_dtype,
-        tables.data_ptr(),
-        tables.stride(0) * 4,
-        meta.query_start.data_ptr(),
-        meta.context_len.data_ptr(),
-        meta.positions.data_ptr(),
-        meta.slots.data_ptr(),
-        num_seqs,
-        num_rows,
-        num_heads,
-        num_kv_heads,
-        dim,
-        NO_WINDOW if window is None else window,
-        0 if sinks is None else sinks.data_ptr(),
-        F32 if sinks is None else checks.code(sinks),
-        q_norm,
-        k_norm,
-        norm_dtype,
-        cos_sin,
-        rotary,
-        1 if pure and k else 0,
-        parts,
-        memory,
-        memory,
-        1 if all_tiles else 0,
-        scale,
-        softcap,
-        eps,
+        busy,
+        threads if batch.num_rows * kv_heads * dim > SMALL else 1,
+        counters,
+        shared + 63 & -64,
+        words + 127 & -64,
+        _pack_plan.pack(
+            cache.page,
+            cache.head,
+            kv_heads * cache.head,
+            cache.block_size,
+            cache.dtype,
+            kv_heads,
+            dim,
+            num_heads,
+            NO_WINDOW if window is None else window,
+            parts,
+            tiles_only,
+            batch.num_seqs,
+            batch.tables,
+            batch.table_stride,
+            batch.query_start,
+            batch.context_len,
+            batch.positions,
+            0,
+        ),
     )
-    if pure:
-        run(decode_all, threads if pairs * group * dim * meta.max_context > SMALL else 1)
-        return
-    if k:
-        run(write_rows, threads if num_rows * num_kv_heads * dim > SMALL else 1)
-    words = ARGUMENTS.words
-    words[TASK // 8] = words[WORKER // 8] = 0
-    run(make_schedule, 1)
-    words[TASK // 8] = words[WORKER // 8] = 0
-    run(attend_all, threads)
 
 
 SMALL = 20000
 """Multiply-adds below which one thread is quicker than two."""
+
+
+class Plans:
+    """The plans of the latest batch: one for each kind of layer."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[AttentionMetadata | None, dict[tuple[object, ...], Plan]] = (None, {})
+
+    def find(
+        self, meta: AttentionMetadata, cache: checks.Cache, num_heads: int, window: int | None, batch_invariant: bool
+    ) -> Plan:
+        """The plan for a call, made anew where the batch is not the latest one."""
+        threads = num_threads()
+        latest, plans = self._latest
+        key = (num_heads, window, batch_invariant, threads, cache)
+        if latest is meta:
+            plan = plans.get(key)
+            if plan is not None:
+                return plan
+        plan = make_plan(checks.batch(meta), cache, num_heads, window, batch_invariant, threads)
+        self._latest = (meta, {**plans, key: plan} if latest is meta else {key: plan})
+        return plan
+
+
+PLANS = Plans()
+
+
+def _attention(
+    plan: Plan,
+    q: int,
+    q_stride: int,
+    out: checks.Rows,
+    k: int,
+    v: int,
+    norms: tuple[int, int, int],
+    eps: float,
+    cos_sin: int,
+    rotary: int,
+    kv: int,
+    scale: float,
+    softcap: float,
+    sinks: torch.Tensor | None,
+    num_heads: int,
+) -> None:
+    """Both entries; k is 0 where keys and values are in their blocks already."""
+    sinks_dtype, sinks_address = (F32, 0) if sinks is None else checks.weight("sinks", sinks, num_heads)
+    arguments = ARGUMENTS.here
+    words = arguments.words
+    threads = max(plan.threads, plan.write_threads)
+    memory = arguments.scratch(plan.shared + threads * plan.stride)
+    if plan.counters:
+        ctypes.memset(memory, 0, plan.counters)
+    batch = plan.batch
+    q_norm, k_norm, norm_dtype = norms
+    writes_first = k != 0 and plan.mode == TILES
+    _pack(
+        words, 0, 0, 0, batch.num_rows if writes_first else plan.tasks, memory + plan.shared, plan.stride,
+        WRITE if writes_first else plan.mode, q, q_stride, out[4], out[3], k, q_stride, v, q_stride, kv,
+        batch.num_rows, out[0], sinks_address, sinks_dtype, q_norm, k_norm, norm_dtype, cos_sin, rotary, batch.slots,
+        scale, softcap, eps,
+    )  # fmt: skip
+    arguments.bytes[PAGE : PAGE + len(plan.words)] = plan.words
+    words[SHARED // 8] = memory
+    if plan.mode == DECODES:
+        run(attend, plan.threads, arguments)
+        return
+    if writes_first:
+        run(attend, plan.write_threads, arguments)
+        words[TASK // 8] = words[WORKER // 8] = 0
+    words[MODE // 8] = SCHEDULE
+    run(attend, 1, arguments)
+    words[MODE // 8] = TILES
+    run(attend, plan.threads, arguments)
+
+
+def _layer(cache: checks.Cache, layer: int) -> int:
+    """The address of a layer's first key."""
+    if not 0 <= layer < cache.num_layers:
+        raise ValueError(f"layer={layer}: kv holds layers 0 to {cache.num_layers - 1}")
+    return cache.address + layer * 2 * cache.num_kv_heads * cache.head
+
+
+# ---------------------------------------------------------------- entries
 
 
 def paged_attention(
@@ -612,7 +653,7 @@ def paged_attention(
         q: rows may be strided; the heads of a row lie one after the other.
         kv: :meth:`KvLayout.view`'s tensor [num_blocks, num_layers, 2, HK, block_size, D].
         layer: which of its layers.
-        meta: the flat batch.
+        meta: the flat batch. Its tensors must not be replaced while it is in use; what is in them may be.
         scale: what scores are multiplied by.
         out: of q's dtype; rows may be strided.
         window: a token sees itself and the ``window - 1`` before it.
@@ -623,15 +664,17 @@ def paged_attention(
     Raises:
         ValueError: a tensor's shape, dtype or layout is not as above.
     """
-    num_rows, num_heads, dim = q.shape
-    dtype = checks.heads("q", q)
-    if checks.heads("out", out) != dtype:
-        raise ValueError(f"out is {out.dtype} and q is {q.dtype}: they must be the same")
-    checks.attention(kv, meta, num_rows, num_heads, dim, sinks, window)
-    size = ITEM_SIZE[dtype]
+    queries, target, cache = checks.heads("q", q), checks.heads("out", out), checks.cache(kv)
+    num_heads = q.shape[1]
+    plan = PLANS.find(meta, cache, num_heads, window, batch_invariant)
+    checks.alike("q", queries, "out", target)
+    if queries[1] != plan.batch.num_rows or q.shape[2] != cache.dim:
+        raise ValueError(
+            f"q is {tuple(q.shape)}: meta describes {plan.batch.num_rows} rows, and kv holds heads of {cache.dim}"
+        )
     _attention(
-        q.data_ptr(), q.stride(0) * size, 0, 0, 0, 0, num_rows, dtype, 0, 0, F32, 0.0, 0, 0, kv, layer, meta, scale,
-        out.data_ptr(), out.stride(0) * size, num_heads, window, softcap, sinks, batch_invariant,
+        plan, queries[4], queries[3], target, 0, 0, (0, 0, F32), 0.0, 0, 0, _layer(cache, layer), scale,
+        softcap, sinks, num_heads,
     )  # fmt: skip
     return out
 
@@ -658,31 +701,42 @@ def fused_attention(
 
     Norm and rotation are computed in float32 and not rounded in between; keys and values are rounded to the cache's
     dtype. Arguments are those of :func:`paged_attention`, :func:`rotary_embedding` and :func:`rms_norm`; the norm's
-    weights are [D] or None, both of one dtype.
+    weights are [D] or None, both of one dtype. ``qkv`` is left as it was.
 
     Raises:
         ValueError: a tensor's shape, dtype or layout is not as described.
     """
-    dtype = checks.matrix("qkv", qkv)
-    if checks.matrix("out", out) != dtype:
-        raise ValueError(f"out is {out.dtype} and qkv is {qkv.dtype}: they must be the same")
-    num_rows, width = qkv.shape
-    dim = kv.shape[5]
-    if width != (num_heads + 2 * num_kv_heads) * dim:
+    dtype, rows, width, stride, address = checks.matrix("qkv", qkv)
+    target, cache = checks.matrix("out", out), checks.cache(kv)
+    plan = PLANS.find(meta, cache, num_heads, window, batch_invariant)
+    dim = cache.dim
+    if (
+        width != (num_heads + 2 * num_kv_heads) * dim
+        or rows != plan.batch.num_rows
+        or target[:3] != (dtype, rows, num_heads * dim)
+        or num_kv_heads != cache.num_kv_heads
+    ):
         raise ValueError(
-            f"qkv has {width} columns: {num_heads} + 2 * {num_kv_heads} heads of {dim} need another number"
+            f"qkv is {tuple(qkv.shape)} of {qkv.dtype}, out {tuple(out.shape)} of {out.dtype}: for "
+            f"{plan.batch.num_rows} rows (meta), {num_heads} query heads, {num_kv_heads} KV heads and kv "
+            f"{tuple(kv.shape)} they must be [T, (HQ + 2 HK) D] and [T, HQ D] of one dtype"
         )
-    checks.attention(kv, meta, num_rows, num_heads, dim, sinks, window)
-    norm_dtype, q_weight, k_weight = checks.head_norms(q_norm, k_norm, dim)
-    rotary = checks.angles(cos_sin, dim)
-    size = ITEM_SIZE[dtype]
-    address, stride = qkv.data_ptr(), qkv.stride(0) * size
-    k = address + num_heads * dim * size
-    v = k + num_kv_heads * dim * size
+    norm_dtype, q_weight, k_weight = F32, 0, 0
+    if q_norm is not None:
+        norm_dtype, q_weight = checks.weight("q_norm", q_norm, dim)
+    if k_norm is not None:
+        k_dtype, k_weight = checks.weight("k_norm", k_norm, dim)
+        if q_norm is not None and k_dtype != norm_dtype:
+            raise ValueError(f"q_norm is {q_norm.dtype} and k_norm {k_norm.dtype}: they must be the same")
+        norm_dtype = k_dtype
+    rotary = checks.angles(cos_sin)
+    if rotary > dim:
+        raise ValueError(f"cos_sin is {tuple(cos_sin.shape)}: it rotates more than the {dim} dimensions of a head")
+    k = address + num_heads * dim * ITEM_SIZE[dtype]
+    v = k + num_kv_heads * dim * ITEM_SIZE[dtype]
     _attention(
-        address, stride, k, stride, v, stride, num_rows, dtype, q_weight, k_weight, norm_dtype, eps,
-        cos_sin.data_ptr(), rotary, kv, layer, meta, scale, out.data_ptr(), out.stride(0) * size, num_heads,
-        window, softcap, sinks, batch_invariant,
+        plan, address, stride, target, k, v, (q_weight, k_weight, norm_dtype), eps, cos_sin.data_ptr(),
+        rotary, _layer(cache, layer), scale, softcap, sinks, num_heads,
     )  # fmt: skip
     return out
 
@@ -695,33 +749,23 @@ def write_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, layer: int, slo
     Raises:
         ValueError: a tensor's shape, dtype or layout is not as described.
     """
-    dtype = checks.heads("k", k)
-    if checks.heads("v", v) != dtype or v.shape != k.shape:
-        raise ValueError(f"v is {tuple(v.shape)} of {v.dtype} and k {tuple(k.shape)} of {k.dtype}: they must be alike")
-    address, kv_dtype, num_kv_heads, block_size, dim, page, head_bytes = checks.cache(kv, layer)
-    num_rows = k.shape[0]
-    if k.shape[1:] != (num_kv_heads, dim):
-        raise ValueError(f"k is {tuple(k.shape)}: kv holds {num_kv_heads} heads of {dim}")
-    checks.vector("slots", slots, torch.int64, num_rows)
-    threads = num_threads()
-    size, stride = ITEM_SIZE[dtype], 12 * dim + 63 & -64
-    words = [0] * 42
-    for field, value in (
-        (DTYPE, dtype),
-        (KEYS, k.data_ptr()),
-        (KEY_STRIDE, k.stride(0) * size),
-        (VALUES, v.data_ptr()),
-        (VALUE_STRIDE, v.stride(0) * size),
-        (KV, address),
-        (PAGE, page),
-        (HEAD, head_bytes),
-        (VALUE_OFFSET, num_kv_heads * head_bytes),
-        (BLOCK_SIZE, block_size),
-        (KV_DTYPE, kv_dtype),
-        (SLOTS, slots.data_ptr()),
-        (KV_HEADS, num_kv_heads),
-        (DIM, dim),
-    ):
-        words[(field - FIRST_ARGUMENT) // 8] = value
-    _pack(ARGUMENTS.words, 0, 0, 0, num_rows, ARGUMENTS.scratch(threads * stride), stride, *words)
-    run(write_rows, threads if num_rows * num_kv_heads * dim > SMALL else 1)
+    keys, values, cache = checks.heads("k", k), checks.heads("v", v), checks.cache(kv)
+    checks.alike("k", keys, "v", values)
+    dtype, rows, _, k_stride, k_address = keys
+    kv_heads, dim = cache.num_kv_heads, cache.dim
+    if k.shape[1:] != (kv_heads, dim):
+        raise ValueError(f"k is {tuple(k.shape)}: kv holds {kv_heads} heads of {dim}")
+    address = checks.vector("slots", slots, torch.int64, rows)
+    threads = num_threads() if rows * kv_heads * dim > SMALL else 1
+    stride = 12 * dim + 127 & -64
+    arguments = ARGUMENTS.here
+    _pack(
+        arguments.words, 0, 0, 0, rows, arguments.scratch(threads * stride), stride, WRITE, 0, 0, 0, 0,
+        k_address, k_stride, values[4], values[3], _layer(cache, layer), rows, dtype,
+        0, F32, 0, 0, F32, 0, 0, address, 0.0, 0.0, 0.0,
+    )  # fmt: skip
+    words = _pack_plan.pack(
+        cache.page, cache.head, kv_heads * cache.head, cache.block_size, cache.dtype, kv_heads, dim, *[0] * 11
+    )
+    arguments.bytes[PAGE : PAGE + len(words)] = words
+    run(attend, threads, arguments)

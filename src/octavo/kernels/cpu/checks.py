@@ -1,6 +1,14 @@
-"""What kernels require of tensors, checked before their addresses are taken: a wrong address would end the process."""
+"""What kernels require of tensors, checked before their addresses are taken: a wrong address would end the process.
+
+Each look at a tensor costs a tenth of a microsecond or more, and a small model's step makes hundreds of calls. So each
+check looks as little as it can, and what is the same from call to call is remembered.
+"""
 
 from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
 
@@ -9,120 +17,192 @@ from octavo.kernels.metadata import AttentionMetadata
 
 CODES = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
+Described = TypeVar("Described")
 
-def code(tensor: torch.Tensor) -> int:
+
+def _refuse(name: str, tensor: torch.Tensor, wanted: str) -> NoReturn:
+    raise ValueError(
+        f"{name} is {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device} with strides {tensor.stride()}: "
+        f"it must be {wanted}"
+    )
+
+
+def code(name: str, tensor: torch.Tensor) -> int:
     """The code of a tensor's dtype.
 
     Raises:
         ValueError: it is not float32, bfloat16 or float16, or not in this machine's memory.
     """
     known = CODES.get(tensor.dtype)
-    if known is None or tensor.device.type != "cpu":
-        raise ValueError(
-            f"a {tensor.dtype} tensor on {tensor.device}: CPU kernels take float32, bfloat16 or float16 on the CPU"
-        )
+    if known is None or not tensor.is_cpu:
+        _refuse(name, tensor, "float32, bfloat16 or float16, on the CPU")
     return known
 
 
-def matrix(name: str, tensor: torch.Tensor, width: int = 0) -> int:
-    """The dtype code of [T, width] with contiguous rows."""
-    if tensor.dim() != 2 or tensor.stride(1) != 1 or (width and tensor.shape[1] != width):
-        wanted = width or "n"
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}: it must be [T, {wanted}] with "
-            "contiguous rows"
-        )
-    return code(tensor)
+Rows = tuple[int, int, int, int, int]
+"""A matrix as kernels see it: dtype code, rows, width, bytes from row to row, address. (A plain tuple: a named one takes
+as long to make as all the checks.)"""
 
 
-def heads(name: str, tensor: torch.Tensor) -> int:
-    """The dtype code of [T, heads, D], the heads of a row one after the other."""
+def matrix(name: str, tensor: torch.Tensor) -> Rows:
+    """A [T, width] with contiguous rows.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    dtype = CODES.get(tensor.dtype)
     shape = tensor.shape
-    if len(shape) != 3 or tensor.stride(2) != 1 or (tensor.stride(1) != shape[2] and shape[1] > 1):
+    if dtype is None or len(shape) != 2 or not tensor.is_cpu:
+        _refuse(name, tensor, "[T, n] of float32, bfloat16 or float16, on the CPU")
+    count, width = shape
+    stride = width
+    if not tensor.is_contiguous():
+        stride, one = tensor.stride()
+        if one != 1:
+            _refuse(name, tensor, "[T, n] with contiguous rows")
+    return dtype, count, width, stride * ITEM_SIZE[dtype], tensor.data_ptr()
+
+
+def alike(name: str, rows: Rows, other_name: str, other: Rows) -> None:
+    """Two matrices have one shape and dtype."""
+    if rows[:3] != other[:3]:
         raise ValueError(
-            f"{name} has shape {tuple(shape)} and strides {tensor.stride()}: it must be [T, heads, D] with "
-            "contiguous rows"
+            f"{name} is [{rows[1]}, {rows[2]}] and {other_name} [{other[1]}, {other[2]}], of dtype codes {rows[0]} and "
+            f"{other[0]}: they must be alike"
         )
-    return code(tensor)
+
+
+def heads(name: str, tensor: torch.Tensor) -> Rows:
+    """A [T, heads, D], the heads of a row one after the other: as a matrix.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    dtype = CODES.get(tensor.dtype)
+    shape = tensor.shape
+    if dtype is None or len(shape) != 3 or not tensor.is_cpu:
+        _refuse(name, tensor, "[T, heads, D] of float32, bfloat16 or float16, on the CPU")
+    count, number, dim = shape
+    stride, head, one = tensor.stride()
+    if one != 1 or (head != dim and number > 1):
+        _refuse(name, tensor, "[T, heads, D] with contiguous rows")
+    return dtype, count, number * dim, stride * ITEM_SIZE[dtype], tensor.data_ptr()
 
 
 def vector(name: str, tensor: torch.Tensor, dtype: torch.dtype, size: int) -> int:
-    """The address of a contiguous [size] of ``dtype``."""
-    if tensor.shape != (size,) or tensor.dtype != dtype or not tensor.is_contiguous():
-        raise ValueError(
-            f"{name} is {tuple(tensor.shape)} of {tensor.dtype}: it must be a contiguous [{size}] of {dtype}"
-        )
+    """The address of a contiguous [size] of ``dtype``.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    if tensor.dtype != dtype or tensor.shape != (size,) or not tensor.is_contiguous() or not tensor.is_cpu:
+        _refuse(name, tensor, f"a contiguous [{size}] of {dtype} on the CPU")
     return tensor.data_ptr()
 
 
-def cache(kv: torch.Tensor, layer: int) -> tuple[int, int, int, int, int, int, int]:
-    """Address of the layer's first key, dtype code, KV heads, block size, head size, bytes from block to block, bytes
-    from head to head."""
-    _, num_layers, two, num_kv_heads, block_size, dim = kv.shape
-    dtype = code(kv)
-    if two != 2 or not 0 <= layer < num_layers or not kv[:1].is_contiguous():
-        raise ValueError(
-            f"kv has shape {tuple(kv.shape)}, strides {kv.stride()}, and layer is {layer}: kv must be KvLayout.view's "
-            f"tensor and layer below {num_layers}"
-        )
+def weight(name: str, tensor: torch.Tensor, size: int) -> tuple[int, int]:
+    """The dtype code and address of a contiguous [size].
+
+    Raises:
+        ValueError: it is not that.
+    """
+    dtype = CODES.get(tensor.dtype)
+    if dtype is None or tensor.shape != (size,) or not tensor.is_contiguous() or not tensor.is_cpu:
+        _refuse(name, tensor, f"a contiguous [{size}] of float32, bfloat16 or float16, on the CPU")
+    return dtype, tensor.data_ptr()
+
+
+class Remembered(Generic[Described]):
+    """Descriptions of long-lived tensors, by identity. The tensors are not kept alive."""
+
+    def __init__(self, describe: Callable[[torch.Tensor], Described]) -> None:
+        self._describe = describe
+        self._known: dict[int, tuple[Callable[[], torch.Tensor | None], int, Described]] = {}
+
+    def __call__(self, tensor: torch.Tensor) -> Described:
+        """What is known of a tensor; looked at again if its memory has moved."""
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == tensor.data_ptr():
+            return known[2]
+        described = self._describe(tensor)
+        if len(self._known) > 256:
+            self._known.clear()
+        self._known[id(tensor)] = (weakref.ref(tensor), tensor.data_ptr(), described)
+        return described
+
+
+class Cache(NamedTuple):
+    """A ``kv`` tensor as kernels see it; sizes and distances in bytes."""
+
+    dtype: int
+    num_layers: int
+    num_kv_heads: int
+    block_size: int
+    dim: int
+    page: int
+    head: int
+    address: int
+
+
+def _cache(kv: torch.Tensor) -> Cache:
+    dtype = code("kv", kv)
+    if kv.dim() != 6 or kv.shape[2] != 2 or not kv[:1].is_contiguous():
+        _refuse("kv", kv, "KvLayout.view's tensor [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]")
+    _, num_layers, _, num_kv_heads, block_size, dim = kv.shape
     size = ITEM_SIZE[dtype]
-    head_bytes = block_size * dim * size
-    address = kv.data_ptr() + layer * 2 * num_kv_heads * head_bytes
-    return address, dtype, num_kv_heads, block_size, dim, kv.stride(0) * size, head_bytes
+    head = block_size * dim * size
+    return Cache(dtype, num_layers, num_kv_heads, block_size, dim, kv.stride(0) * size, head, kv.data_ptr())
 
 
-def attention(
-    kv: torch.Tensor,
-    meta: AttentionMetadata,
-    num_rows: int,
-    num_heads: int,
-    dim: int,
-    sinks: torch.Tensor | None,
-    window: int | None,
-) -> None:
-    """The parts of an attention call fit each other."""
-    if num_heads % kv.shape[3] or dim != kv.shape[5]:
-        raise ValueError(f"{num_heads} query heads of {dim} cannot share {kv.shape[3]} KV heads of {kv.shape[5]}")
+cache = Remembered(_cache)
+"""Describes a ``kv`` tensor."""
+
+
+def _angles(cos_sin: torch.Tensor) -> int:
+    if cos_sin.dim() != 2 or cos_sin.dtype != torch.float32 or not cos_sin.is_contiguous() or cos_sin.shape[1] % 2:
+        _refuse("cos_sin", cos_sin, "a contiguous float32 [positions, R], R even, on the CPU")
+    code("cos_sin", cos_sin)
+    return cos_sin.shape[1]
+
+
+angles = Remembered(_angles)
+"""How many dimensions a table of angles rotates."""
+
+
+class Batch(NamedTuple):
+    """An ``AttentionMetadata`` as kernels see it."""
+
+    num_seqs: int
+    num_rows: int
+    max_query: int
+    max_context: int
+    tables: int
+    table_stride: int  #: bytes
+    query_start: int
+    context_len: int
+    positions: int
+    slots: int
+
+
+def batch(meta: AttentionMetadata) -> Batch:
+    """Look at a batch's tensors.
+
+    Raises:
+        ValueError: one is not as :class:`AttentionMetadata` says.
+    """
     tables = meta.block_tables
-    if meta.positions.shape[0] != num_rows or tables.dtype != torch.int32 or tables.stride(1) != 1:
-        raise ValueError(
-            f"meta describes {meta.positions.shape[0]} rows and its block tables are {tables.dtype}: there are "
-            f"{num_rows} rows, and tables must be int32 with contiguous rows"
-        )
-    if meta.context_len.dtype != torch.int32 or meta.query_start.dtype != torch.int32:
-        raise ValueError("meta.context_len and meta.query_start must be int32")
-    if window is not None and window < 1:
-        raise ValueError(f"window={window} must be at least 1, or None")
-    if sinks is not None and (sinks.shape != (num_heads,) or not sinks.is_contiguous()):
-        raise ValueError(f"sinks has shape {tuple(sinks.shape)}: it must be a contiguous [{num_heads}]")
-
-
-def head_norms(q_norm: torch.Tensor | None, k_norm: torch.Tensor | None, dim: int) -> tuple[int, int, int]:
-    """The dtype code of the norms' weights, and their addresses, 0 for None."""
-    dtype, addresses = F32, [0, 0]
-    for i, weight in enumerate((q_norm, k_norm)):
-        if weight is None:
-            continue
-        if weight.shape != (dim,) or not weight.is_contiguous():
-            raise ValueError(f"a norm's weight has shape {tuple(weight.shape)}: it must be a contiguous [{dim}]")
-        if i == 1 and q_norm is not None and weight.dtype != q_norm.dtype:
-            raise ValueError(f"q_norm is {q_norm.dtype} and k_norm {weight.dtype}: they must be the same")
-        dtype, addresses[i] = code(weight), weight.data_ptr()
-    return dtype, addresses[0], addresses[1]
-
-
-def angles(cos_sin: torch.Tensor, dim: int) -> int:
-    """How many dimensions are rotated."""
-    rotary = cos_sin.shape[-1]
-    if (
-        cos_sin.dim() != 2
-        or cos_sin.dtype != torch.float32
-        or not cos_sin.is_contiguous()
-        or rotary % 2
-        or rotary > dim
-    ):
-        raise ValueError(
-            f"cos_sin is {tuple(cos_sin.shape)} of {cos_sin.dtype}: it must be a contiguous float32 [positions, R], "
-            f"R even and at most {dim}"
-        )
-    return rotary
+    if tables.dim() != 2 or tables.dtype != torch.int32 or tables.stride(1) != 1 or not tables.is_cpu:
+        _refuse("meta.block_tables", tables, "int32 [num_seqs, n] with contiguous rows, on the CPU")
+    num_seqs, num_rows = tables.shape[0], meta.positions.shape[0]
+    return Batch(
+        num_seqs,
+        num_rows,
+        meta.max_query,
+        meta.max_context,
+        tables.data_ptr(),
+        tables.stride(0) * 4,
+        vector("meta.query_start", meta.query_start, torch.int32, num_seqs + 1),
+        vector("meta.context_len", meta.context_len, torch.int32, num_seqs),
+        vector("meta.positions", meta.positions, torch.int64, num_rows),
+        vector("meta.slots", meta.slots, torch.int64, num_rows),
+    )

@@ -48,9 +48,9 @@ def _first_equal(x: int, count: int, value: float) -> int:
 def first_equal(e: Emitter, x: Value, count: Value, value: Value) -> Value:
     """The place of the first item of a row of f32 that equals ``value``; ``count`` if none does."""
     b, v = e.b, e.vector
-    whole = b.and_(count, e.int(-WIDTH))
+    whole = b.and_(count, e.const(-WIDTH))
     wanted = v.splat(value)
-    place = e.variable(e.int(0))
+    place = e.variable(e.const(0))
     # vectors up to the one that holds it, then items
     head, test, step, rest, one, next_, end = (b.append_basic_block() for _ in range(7))
     b.branch(head)
@@ -59,14 +59,14 @@ def first_equal(e: Emitter, x: Value, count: Value, value: Value) -> Value:
     b.position_at_end(test)
     b.cbranch(e.any(b.fcmp_ordered("==", v.load(F32, x, place.get()), wanted)), rest, step)
     b.position_at_end(step)
-    place.set(b.add(place.get(), e.int(WIDTH)))
+    place.set(b.add(place.get(), e.const(WIDTH)))
     b.branch(head)
     b.position_at_end(rest)
     b.cbranch(b.icmp_signed("<", place.get(), count), one, end)
     b.position_at_end(one)
     b.cbranch(b.fcmp_ordered("==", e.scalar.load(F32, x, place.get()), value), end, next_)
     b.position_at_end(next_)
-    place.set(b.add(place.get(), e.int(1)))
+    place.set(b.add(place.get(), e.const(1)))
     b.branch(rest)
     b.position_at_end(end)
     return place.get()
@@ -98,7 +98,7 @@ def weigh(e: Emitter, x: Value, shift: Value, target: Value, count: Value) -> Va
     b = e.b
     doubles = [lanes.of(_DOUBLE) for lanes in (e.vector, e.scalar)]
     sums = [e.variable(ir.Constant(doubles[0], [0.0] * WIDTH)), e.variable(ir.Constant(doubles[1], 0.0))]
-    keeps = b.icmp_signed("!=", target, e.int(0))
+    keeps = b.icmp_signed("!=", target, e.const(0))
     for lanes, i in e.elementwise(count):
         which = int(lanes is e.scalar)
         weight = lanes.exp(b.fsub(lanes.load(F32, x, i), lanes.splat(shift)))
@@ -119,11 +119,11 @@ def _group_largest(x: int, count: int, target: int) -> None:
 def group_largest(e: Emitter, x: Value, count: Value, target: Value) -> None:
     """The largest of each ``GROUP`` items of a row of f32, the last group perhaps a short one."""
     b = e.b
-    with e.loop(e.int(0), count, GROUP) as start:
+    with e.loop(e.const(0), count, GROUP) as start:
         rest = b.sub(count, start)
-        size = b.select(b.icmp_signed("<", rest, e.int(GROUP)), rest, e.int(GROUP))
+        size = b.select(b.icmp_signed("<", rest, e.const(GROUP)), rest, e.const(GROUP))
         top = b.call(largest_function(b.module), [e.at(x, start, 4), size])
-        e.scalar.store(F32, target, b.udiv(start, e.int(GROUP)), top)
+        e.scalar.store(F32, target, b.udiv(start, e.const(GROUP)), top)
 
 
 def largest_function(module: ir.Module) -> ir.Function:
@@ -142,8 +142,8 @@ def _pick(x: int, count: int, least: float, target: int) -> int:
 def pick(e: Emitter, x: Value, count: Value, least: Value, target: Value) -> Value:
     """Copy those of a row of f32 that are at least ``least``, in order; returns how many."""
     b, v = e.b, e.vector
-    taken = e.variable(e.int(0))
-    whole = b.and_(count, e.int(-WIDTH))
+    taken = e.variable(e.const(0))
+    whole = b.and_(count, e.const(-WIDTH))
 
     def single(i: Value) -> None:
         value = e.scalar.load(F32, x, i)
@@ -151,9 +151,9 @@ def pick(e: Emitter, x: Value, count: Value, least: Value, target: Value) -> Val
         counts = b.zext(b.fcmp_ordered(">=", value, least), I64)
         taken.set(b.add(taken.get(), counts))
 
-    with e.loop(e.int(0), whole, WIDTH) as start:
+    with e.loop(e.const(0), whole, WIDTH) as start:
         some = e.any(b.fcmp_ordered(">=", v.load(F32, x, start), v.splat(least)))
-        with e.when(some), e.loop(start, b.add(start, e.int(WIDTH)), 1) as i:
+        with e.when(some), e.loop(start, b.add(start, e.const(WIDTH)), 1) as i:
             single(i)
     with e.loop(whole, count, 1) as i:
         single(i)
@@ -181,12 +181,12 @@ def philox(e: Emitter, key: Value, position: Value, quads: Value) -> list[Value]
     half = v.integer(32, wide=True)
     weyl = [ir.Constant(I64, value) for value in (noise.WEYL_0, noise.WEYL_1)]
     mask = ir.Constant(I64, 0xFFFFFFFF)
-    keys = [b.and_(key, mask), b.lshr(key, e.int(32))]
+    keys = [b.and_(key, mask), b.lshr(key, e.const(32))]
     factors = [v.integer(value, wide=True) for value in (noise.MULTIPLIER_0, noise.MULTIPLIER_1)]
     c = [
         quads,
         v.splat(b.and_(position, mask)),
-        v.splat(b.lshr(position, e.int(32))),
+        v.splat(b.lshr(position, e.const(32))),
         v.integer(noise.SAMPLER_DOMAIN, wide=True),
     ]
     for _ in range(noise.ROUNDS):
@@ -221,7 +221,7 @@ def words(e: Emitter, key: Value, position: Value, quad: Value, target: Value) -
     lanes = philox(e, key, position, b.add(v.splat(quad), _lane_numbers(1)))
     with_order = [b.trunc(c, v.int32) for c in lanes]
     for i, vector in enumerate(_interleave(b, with_order)):
-        b.store(vector, v.pointer(b.add(target, e.int(4 * WIDTH * i)), I32), align=4)
+        b.store(vector, v.pointer(b.add(target, e.const(4 * WIDTH * i)), I32), align=4)
 
 
 def _lane_numbers(step: int) -> ir.Constant:
@@ -306,8 +306,8 @@ def perturbed_best(
     """
     b, v, s = e.b, e.vector, e.scalar
     infinity = float("-inf")
-    pointer = b.inttoptr(b.add(best, e.int(8)), I64.as_pointer())
-    best_value = e.variable(s.load(F32, best, e.int(0)))
+    pointer = b.inttoptr(b.add(best, e.const(8)), I64.as_pointer())
+    best_value = e.variable(s.load(F32, best, e.const(0)))
     best_token = e.variable(b.load(pointer, align=8))
 
     def least_logit(reached: Value) -> Value:
@@ -322,13 +322,13 @@ def perturbed_best(
     threshold = e.variable(least_logit(best_value.get()))
     tops, temperatures, floors = v.splat(top), v.splat(temperature), v.splat(floor)
     floor_tokens = v.splat(floor_token)
-    with e.loop(e.int(0), groups, 1) as group:
-        start = b.mul(group, e.int(GROUP))
-        raw = [v.load(F32, logits, b.add(start, e.int(WIDTH * i))) for i in range(4)]
+    with e.loop(e.const(0), groups, 1) as group:
+        start = b.mul(group, e.const(GROUP))
+        raw = [v.load(F32, logits, b.add(start, e.const(WIDTH * i))) for i in range(4)]
         highest = v.maximum(v.maximum(raw[0], raw[1]), v.maximum(raw[2], raw[3]))
         with e.when(e.any(b.fcmp_ordered(">=", highest, v.splat(threshold.get())))):
             base = b.add(first, start)
-            quads = b.add(v.splat(b.lshr(base, e.int(2))), _lane_numbers(1))
+            quads = b.add(v.splat(b.lshr(base, e.const(2))), _lane_numbers(1))
             drawn = philox(e, key, position, quads)
             uniforms = [_uniform(v, c) for c in drawn]
             chance = None
@@ -336,7 +336,7 @@ def perturbed_best(
             scaled = [b.fdiv(b.fsub(x, tops), temperatures) for x in _deinterleave(b, raw)]
             reached = v.splat(best_value.get())
             for k, (x, uniform) in enumerate(zip(scaled, uniforms, strict=True)):
-                token = b.add(v.splat(b.add(base, e.int(k))), _lane_numbers(4))
+                token = b.add(v.splat(b.add(base, e.const(k))), _lane_numbers(4))
                 tied = b.and_(b.fcmp_ordered("==", x, floors), b.icmp_signed("<=", token, floor_tokens))
                 may = b.or_(b.fcmp_ordered(">", x, floors), tied)
                 allowed.append(may)
@@ -347,9 +347,9 @@ def perturbed_best(
                 hope = b.and_(hope, may)
                 chance = hope if chance is None else b.or_(chance, hope)
             with e.when(e.any(chance)):
-                lane_best, lane_token = v.const(infinity), v.splat(e.int(0))
+                lane_best, lane_token = v.const(infinity), v.splat(e.const(0))
                 for k, (x, uniform, may) in enumerate(zip(scaled, uniforms, allowed, strict=True)):
-                    token = b.add(v.splat(b.add(base, e.int(k))), _lane_numbers(4))
+                    token = b.add(v.splat(b.add(base, e.const(k))), _lane_numbers(4))
                     value = b.select(may, b.fadd(x, _gumbel(v, uniform)), v.const(infinity))
                     better = b.fcmp_ordered(">", value, lane_best)
                     lane_best = b.select(better, value, lane_best)
@@ -357,10 +357,10 @@ def perturbed_best(
                 winner = e.halves(lane_best, lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
                 with e.when(b.fcmp_ordered(">", winner, best_value.get())):
                     ties = b.fcmp_ordered("==", lane_best, v.splat(winner))
-                    far = v.splat(e.int(1 << 62))
+                    far = v.splat(e.const(1 << 62))
                     tokens = b.select(ties, lane_token, far)
                     best_token.set(e.halves(tokens, lambda x, y: b.select(b.icmp_signed("<", x, y), x, y)))
                     best_value.set(winner)
                     threshold.set(least_logit(winner))
-    s.store(F32, best, e.int(0), best_value.get())
+    s.store(F32, best, e.const(0), best_value.get())
     b.store(best_token.get(), pointer, align=8)

@@ -67,7 +67,7 @@ class Emitter:
         self.vector = Lanes(self, WIDTH)
         self.scalar = Lanes(self, 1)
 
-    def int(self, value: int) -> Value:
+    def const(self, value: int) -> Value:
         """A 64-bit constant."""
         return ir.Constant(I64, value)
 
@@ -92,7 +92,7 @@ class Emitter:
         b.cbranch(b.icmp_signed("<", i, stop), body, end)
         b.position_at_end(body)
         yield i
-        i.add_incoming(b.add(i, self.int(step)), b.block)
+        i.add_incoming(b.add(i, self.const(step)), b.block)
         b.branch(head)
         b.position_at_end(end)
 
@@ -105,13 +105,13 @@ class Emitter:
     def per_dtype(self, code: Value) -> Iterator[int]:
         """Emits its body once for each dtype, to be run for the one whose code is ``code``."""
         for dtype in DTYPES:
-            with self.when(self.b.icmp_signed("==", code, self.int(dtype))):
+            with self.when(self.b.icmp_signed("==", code, self.const(dtype))):
                 yield dtype
 
     def elementwise(self, count: Value) -> Iterator[tuple[Lanes, Value]]:
         """Emits its body twice, for whole vectors and for the rest one by one: gives the lanes and the index."""
-        whole = self.b.and_(count, self.int(-WIDTH))
-        for lanes, start, stop in ((self.vector, self.int(0), whole), (self.scalar, whole, count)):
+        whole = self.b.and_(count, self.const(-WIDTH))
+        for lanes, start, stop in ((self.vector, self.const(0), whole), (self.scalar, whole, count)):
             with self.loop(start, stop, lanes.n) as i:
                 yield lanes, i
 
@@ -125,7 +125,7 @@ class Emitter:
 
     def at(self, base: Value, index: Value, size: int) -> Value:
         """The address of item ``index`` of items of ``size`` bytes at ``base``."""
-        return self.b.add(base, self.b.mul(index, self.int(size)))
+        return self.b.add(base, self.b.mul(index, self.const(size)))
 
     def total(self, vector: Value) -> Value:
         """The sum of a vector's 16 floats, always in the same order: halves are added to each other."""

@@ -144,8 +144,8 @@ def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
     """Compile every kernel now, or load it from the disk cache.
 
     Args:
-        progress: called with ("compiling NAME", i, total) before the i-th of ``total`` kernels is compiled; not called for kernels
-            that the disk cache holds.
+        progress: called with ("compiling NAME", i, total) before the i-th of ``total`` kernels is compiled; not called
+            for kernels that the disk cache holds.
     """
     if DISABLED:
         return

@@ -42,11 +42,12 @@ _MAX_WORDS = 96
 _ALIGNMENT = 64
 
 
-class Arguments(threading.local):
-    """Each host thread's argument words and scratch memory: threads may launch kernels at the same time."""
+class Arguments:
+    """A host thread's argument words and scratch memory."""
 
     def __init__(self) -> None:
         self.words = (ctypes.c_int64 * _MAX_WORDS)()
+        self.bytes = memoryview(self.words).cast("B")
         self.address = ctypes.addressof(self.words)
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._start = 0
@@ -62,7 +63,14 @@ class Arguments(threading.local):
         return self._start
 
 
-ARGUMENTS = Arguments()
+class _PerThread(threading.local):
+    """Host threads may launch kernels at the same time: each has its own arguments."""
+
+    def __init__(self) -> None:
+        self.here = Arguments()
+
+
+ARGUMENTS = _PerThread()
 
 
 def _openmp() -> Any:
@@ -96,14 +104,14 @@ def _on_python_threads(call: Callable[[int], Any], address: int, num_threads: in
     wait(others)
 
 
-def run(kernel: Kernel, num_threads: int) -> None:
-    """Run ``kernel`` on this thread's argument words with ``num_threads`` threads; returns when all tasks are done."""
+def run(kernel: Kernel, num_threads: int, arguments: Arguments) -> None:
+    """Run ``kernel`` with ``num_threads`` threads; returns when all tasks are done."""
     if num_threads <= 1 or DISABLED:
-        kernel.call(ARGUMENTS.address)
+        kernel.call(arguments.address)
     elif GOMP_PARALLEL is not None:
-        GOMP_PARALLEL(kernel.address, ARGUMENTS.address, num_threads, 0)
+        GOMP_PARALLEL(kernel.address, arguments.address, num_threads, 0)
     else:
-        _on_python_threads(kernel.call, ARGUMENTS.address, num_threads)
+        _on_python_threads(kernel.call, arguments.address, num_threads)
 
 
 def packer(fields: str) -> Callable[..., None]:

@@ -92,23 +92,22 @@ def primitive(signature: str, python: Callable[..., Any]) -> Callable[[Callable[
 # ---------------------------------------------------------------- memory as arrays, for the Python forms
 
 
-_NUMPY = {F32: np.float32, BF16: np.uint16, F16: np.float16}
+_NUMPY: dict[int, Any] = {F32: np.float32, BF16: np.uint16, F16: np.float16}
 
 
-def row(dtype: int, address: int, count: int) -> np.ndarray:
+def row(dtype: int, address: int, count: int) -> np.ndarray[Any, Any]:
     """``count`` items at ``address``; bfloat16 as its bits."""
     size = max(count, 0) * ITEM_SIZE[dtype]
-    return (
-        np.frombuffer((ctypes.c_char * size).from_address(address), _NUMPY[dtype]) if size else np.empty(0, np.float32)
-    )
+    memory: Any = (ctypes.c_char * size).from_address(address) if size else b""
+    return np.frombuffer(memory, _NUMPY[dtype])
 
 
-def floats(address: int, count: int) -> np.ndarray:
+def floats(address: int, count: int) -> np.ndarray[Any, Any]:
     """``count`` floats at ``address``."""
     return row(F32, address, count)
 
 
-def get(dtype: int, address: int, count: int) -> np.ndarray:
+def get(dtype: int, address: int, count: int) -> np.ndarray[Any, Any]:
     """``count`` items at ``address`` as floats."""
     items = row(dtype, address, count)
     if dtype == BF16:
@@ -116,7 +115,7 @@ def get(dtype: int, address: int, count: int) -> np.ndarray:
     return items.astype(np.float32)
 
 
-def put(dtype: int, address: int, values: np.ndarray) -> None:
+def put(dtype: int, address: int, values: np.ndarray[Any, Any]) -> None:
     """Store floats at ``address``, rounded to nearest even."""
     target = row(dtype, address, len(values))
     if dtype != BF16:
@@ -232,8 +231,8 @@ def _finalize(z: int) -> int:
 def finalize(e: Emitter, z: Value) -> Value:
     """SplitMix64's output function on a 64-bit word."""
     for shift, factor in ((30, noise.FINALIZE_1), (27, noise.FINALIZE_2)):
-        z = e.b.mul(e.b.xor(z, e.b.lshr(z, e.int(shift))), e.int(factor))
-    return e.b.xor(z, e.b.lshr(z, e.int(31)))
+        z = e.b.mul(e.b.xor(z, e.b.lshr(z, e.const(shift))), e.const(factor))
+    return e.b.xor(z, e.b.lshr(z, e.const(31)))
 
 
 def _copy_bytes(source: int, target: int, count: int) -> None:
@@ -380,7 +379,7 @@ GELU_SCALE = 2 * 0.7978845608028654
 def gate(e: Emitter, dtype: Value, kind: Value, gate: Value, up: Value, target: Value, count: Value) -> None:
     """``target = silu(gate) * up`` or gelu's tanh form, rows of ``dtype``."""
     for which in (SILU, GELU):
-        with e.when(e.b.icmp_signed("==", kind, e.int(which))):
+        with e.when(e.b.icmp_signed("==", kind, e.const(which))):
             for held in e.per_dtype(dtype):
                 for lanes, i in e.elementwise(count):
                     g, u = lanes.load(held, gate, i), lanes.load(held, up, i)

@@ -77,40 +77,24 @@ def norm_rows(p: int) -> None:
 def _norm(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, out: torch.Tensor, offset: float
 ) -> torch.Tensor:
-    dtype = checks.matrix("x", x)
-    rows, width = x.shape
-    if checks.matrix("out", out, width) != dtype or out.shape[0] != rows:
-        raise ValueError(f"out is {tuple(out.shape)} of {out.dtype} and x {tuple(x.shape)} of {x.dtype}")
-    if residual is not None and (checks.matrix("residual", residual, width) != dtype or residual.shape[0] != rows):
-        raise ValueError(f"residual is {tuple(residual.shape)} of {residual.dtype} and x {tuple(x.shape)} of {x.dtype}")
-    if weight.shape != (width,) or not weight.is_contiguous():
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: it must be a contiguous [{width}]")
-    size = ITEM_SIZE[dtype]
-    threads = num_threads() if rows * width > SMALL else 1
-    stride = 8 * width + 63 & -64
+    rows, target = checks.matrix("x", x), checks.matrix("out", out)
+    checks.alike("x", rows, "out", target)
+    added, added_stride = 0, 0
+    if residual is not None:
+        sums = checks.matrix("residual", residual)
+        checks.alike("x", rows, "residual", sums)
+        added_stride, added = sums[3:]
+    dtype, count, width, x_stride, x_address = rows
+    weight_dtype, weight_address = checks.weight("weight", weight, width)
+    threads = num_threads() if count * width > SMALL else 1
+    stride = 8 * width + 127 & -64
+    arguments = ARGUMENTS.here
     _pack_norm(
-        ARGUMENTS.words,
-        0,
-        0,
-        0,
-        -(-rows // ROWS_PER_TASK),
-        ARGUMENTS.scratch(threads * stride),
-        stride,
-        x.data_ptr(),
-        x.stride(0) * size,
-        0 if residual is None else residual.data_ptr(),
-        0 if residual is None else residual.stride(0) * size,
-        weight.data_ptr(),
-        checks.code(weight),
-        out.data_ptr(),
-        out.stride(0) * size,
-        dtype,
-        rows,
-        width,
-        eps,
-        offset,
-    )
-    run(norm_rows, threads)
+        arguments.words, 0, 0, 0, -(-count // ROWS_PER_TASK), arguments.scratch(threads * stride), stride, x_address,
+        x_stride, added, added_stride, weight_address, weight_dtype, target[4], target[3], dtype, count, width,
+        eps, offset,
+    )  # fmt: skip
+    run(norm_rows, threads, arguments)
     return out
 
 
@@ -169,35 +153,19 @@ PIECE_SIZE = 2048
 
 
 def _gate(gate_up: torch.Tensor, out: torch.Tensor, kind: int) -> torch.Tensor:
-    dtype = checks.matrix("gate_up", gate_up)
-    rows, inner = out.shape
-    if checks.matrix("out", out) != dtype or gate_up.shape != (rows, 2 * inner):
+    rows, (dtype, count, inner, stride, address) = checks.matrix("gate_up", gate_up), checks.matrix("out", out)
+    if rows[:3] != (dtype, count, 2 * inner):
         raise ValueError(
             f"out is {tuple(out.shape)} of {out.dtype} and gate_up {tuple(gate_up.shape)} of {gate_up.dtype}: they "
             "must be [T, I] and [T, 2 I] of one dtype"
         )
-    size = ITEM_SIZE[dtype]
     pieces = -(-inner // PIECE_SIZE)
+    arguments = ARGUMENTS.here
     _pack_gate(
-        ARGUMENTS.words,
-        0,
-        0,
-        0,
-        rows * pieces,
-        0,
-        0,
-        gate_up.data_ptr(),
-        gate_up.stride(0) * size,
-        out.data_ptr(),
-        out.stride(0) * size,
-        dtype,
-        kind,
-        rows,
-        inner,
-        pieces,
-        PIECE_SIZE,
-    )
-    run(gate_rows, num_threads() if rows * inner > SMALL else 1)
+        arguments.words, 0, 0, 0, count * pieces, 0, 0, rows[4], rows[3], address, stride, dtype, kind, count,
+        inner, pieces, PIECE_SIZE,
+    )  # fmt: skip
+    run(gate_rows, num_threads() if count * inner > SMALL else 1, arguments)
     return out
 
 
@@ -264,30 +232,21 @@ def rotary_embedding(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, 
     for name, x in (("q", q), ("k", k)):
         if x.dim() != 3 or x.stride(2) != 1:
             raise ValueError(f"{name} has shape {tuple(x.shape)} and strides {x.stride()}: it must be [T, heads, D]")
-        dtype = checks.code(x)
+        dtype = checks.code(name, x)
         rows, heads, dim = x.shape
         size = ITEM_SIZE[dtype]
-        rotary = checks.angles(cos_sin, dim)
-        stride = 4 * rotary + 63 & -64
+        rotary = checks.angles(cos_sin)
+        if rotary > dim:
+            raise ValueError(f"cos_sin is {tuple(cos_sin.shape)}: it rotates more than the {dim} dimensions of {name}")
+        stride = 4 * rotary + 127 & -64
         threads = num_threads() if rows * heads * dim > SMALL else 1
+        arguments = ARGUMENTS.here
         _pack_rotary(
-            ARGUMENTS.words,
-            0,
-            0,
-            0,
-            rows,
-            ARGUMENTS.scratch(threads * stride),
-            stride,
-            x.data_ptr(),
-            x.stride(0) * size,
-            x.stride(1) * size,
-            heads,
-            dtype,
-            cos_sin.data_ptr(),
-            checks.vector("positions", positions, torch.int64, rows),
-            rotary,
-        )
-        run(rotate_rows, threads)
+            arguments.words, 0, 0, 0, rows, arguments.scratch(threads * stride), stride, x.data_ptr(),
+            x.stride(0) * size, x.stride(1) * size, heads, dtype, cos_sin.data_ptr(),
+            checks.vector("positions", positions, torch.int64, rows), rotary,
+        )  # fmt: skip
+        run(rotate_rows, threads, arguments)
 
 
 # ---------------------------------------------------------------- copies of blocks
@@ -321,19 +280,10 @@ def copy_blocks(cache: torch.Tensor, sources: torch.Tensor, targets: torch.Tenso
     if cache.dim() != 2 or cache.dtype != torch.uint8 or not cache.is_contiguous() or cache.device.type != "cpu":
         raise ValueError(f"cache is {tuple(cache.shape)} of {cache.dtype}: it must be contiguous uint8 on the CPU")
     pairs, page = len(sources), cache.shape[1]
+    arguments = ARGUMENTS.here
     _pack_copy(
-        ARGUMENTS.words,
-        0,
-        0,
-        0,
-        -(-page // CHUNK_BYTES),
-        0,
-        0,
-        cache.data_ptr(),
-        page,
-        checks.vector("sources", sources, torch.int64, pairs),
-        checks.vector("targets", targets, torch.int64, pairs),
-        pairs,
-        CHUNK_BYTES,
-    )
-    run(copy_pages, num_threads() if pairs * page > CHUNK_BYTES else 1)
+        arguments.words, 0, 0, 0, -(-page // CHUNK_BYTES), 0, 0, cache.data_ptr(), page,
+        checks.vector("sources", sources, torch.int64, pairs), checks.vector("targets", targets, torch.int64, pairs),
+        pairs, CHUNK_BYTES,
+    )  # fmt: skip
+    run(copy_pages, num_threads() if pairs * page > CHUNK_BYTES else 1, arguments)

@@ -278,13 +278,11 @@ def likeliest(p: int) -> None:
 # ---------------------------------------------------------------- entries
 
 
-def _rows(logits: torch.Tensor) -> tuple[int, int]:
-    if checks.matrix("logits", logits) != F32:
-        raise ValueError(f"logits are {logits.dtype}: they must be float32")
-    rows, vocab = logits.shape
-    if vocab < 1:
-        raise ValueError("logits have no columns")
-    return rows, vocab
+def _rows(logits: torch.Tensor) -> checks.Rows:
+    rows = checks.matrix("logits", logits)
+    if rows[0] != F32 or rows[2] < 1:
+        raise ValueError(f"logits are {tuple(logits.shape)} of {logits.dtype}: they must be float32 [B, V]")
+    return rows
 
 
 def sample(
@@ -314,20 +312,21 @@ def sample(
     Raises:
         ValueError: a tensor's shape, dtype or layout is not as described.
     """
-    rows, vocab = _rows(logits)
+    _, rows, vocab, row_stride, address = _rows(logits)
+    arguments = ARGUMENTS.here
     tokens = torch.empty(rows, dtype=torch.int64)
     threads = num_threads() if rows > 1 and rows * vocab > SMALL else 1
     stride = 64 + 4 * GROUP + 12 * vocab + 256 & -64
     _pack(
-        ARGUMENTS.words,
+        arguments.words,
         0,
         0,
         0,
         rows,
-        ARGUMENTS.scratch(threads * stride),
+        arguments.scratch(threads * stride),
         stride,
-        logits.data_ptr(),
-        logits.stride(0) * 4,
+        address,
+        row_stride,
         vocab,
         checks.vector("temperature", temperature, torch.float32, rows),
         checks.vector("top_k", top_k, torch.int32, rows),
@@ -341,7 +340,7 @@ def sample(
         0,
         0,
     )
-    run(sample_rows, threads)
+    run(sample_rows, threads, arguments)
     return tokens
 
 
@@ -351,14 +350,15 @@ def log_softmax_gather(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tens
     Raises:
         ValueError: a tensor's shape, dtype or layout is not as described.
     """
-    rows, vocab = _rows(logits)
+    _, rows, vocab, row_stride, address = _rows(logits)
+    arguments = ARGUMENTS.here
     values = torch.empty(rows)
-    address = checks.vector("tokens", tokens, torch.int64, rows)
+    tokens_address = checks.vector("tokens", tokens, torch.int64, rows)
     _pack(
-        ARGUMENTS.words, 0, 0, 0, rows, 0, 0, logits.data_ptr(), logits.stride(0) * 4, vocab,
-        0, 0, 0, 0, 0, 0, 0, address, values.data_ptr(), 0, 0,
+        arguments.words, 0, 0, 0, rows, 0, 0, address, row_stride, vocab,
+        0, 0, 0, 0, 0, 0, 0, tokens_address, values.data_ptr(), 0, 0,
     )  # fmt: skip
-    run(gather_logprobs, num_threads() if rows * vocab > SMALL else 1)
+    run(gather_logprobs, num_threads() if rows * vocab > SMALL else 1, arguments)
     return values
 
 
@@ -369,17 +369,18 @@ def top_logprobs(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     Raises:
         ValueError: k is not between 1 and V, or logits are not as described.
     """
-    rows, vocab = _rows(logits)
+    _, rows, vocab, row_stride, address = _rows(logits)
+    arguments = ARGUMENTS.here
     if not 1 <= k <= vocab:
         raise ValueError(f"k={k} must be between 1 and the vocabulary's {vocab}")
     tokens, values, totals = torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k), torch.empty(rows)
     threads = num_threads() if rows * vocab > SMALL else 1
     stride = 4 * vocab + 256 & -64
     _pack(
-        ARGUMENTS.words, 0, 0, 0, rows, ARGUMENTS.scratch(threads * stride), stride, logits.data_ptr(),
-        logits.stride(0) * 4, vocab, 0, 0, 0, 0, 0, 0, 0, tokens.data_ptr(), values.data_ptr(), k,
+        arguments.words, 0, 0, 0, rows, arguments.scratch(threads * stride), stride, address,
+        row_stride, vocab, 0, 0, 0, 0, 0, 0, 0, tokens.data_ptr(), values.data_ptr(), k,
         totals.data_ptr(),
     )  # fmt: skip
-    run(likeliest, threads)
+    run(likeliest, threads, arguments)
     values, order = values.sort(dim=-1, descending=True, stable=True)
     return tokens.gather(1, order), values - totals[:, None]

@@ -80,12 +80,12 @@ def dots(
 
     def products(kind: int, heads: int, first: Value, count: int) -> list[list[Value]]:
         sums = [[e.variable(v.const(0.0)) for _ in range(count)] for _ in range(heads)]
-        with e.loop(e.int(0), dim, WIDTH) as c:
+        with e.loop(e.const(0), dim, WIDTH) as c:
             lines = [
-                v.load(kind, e.at(k, b.mul(b.add(first, e.int(i)), dim), ITEM_SIZE[kind]), c) for i in range(count)
+                v.load(kind, e.at(k, b.mul(b.add(first, e.const(i)), dim), ITEM_SIZE[kind]), c) for i in range(count)
             ]
             for g in range(heads):
-                query = v.load(F32, b.add(q, b.mul(e.int(g), q_stride)), c)
+                query = v.load(F32, b.add(q, b.mul(e.const(g), q_stride)), c)
                 for total, line in zip(sums[g], lines, strict=True):
                     total.set(v.fma(query, line, total.get()))
         return [[total.get() for total in row] for row in sums]
@@ -102,20 +102,20 @@ def dots(
         return b.fadd(b.shuffle_vector(x, y, _mask((0, 4, 1, 5))), b.shuffle_vector(x, y, _mask((2, 6, 3, 7))))
 
     for heads in range(1, MAX_GROUP + 1):
-        with e.when(b.icmp_signed("==", group, e.int(heads))):
+        with e.when(b.icmp_signed("==", group, e.const(heads))):
             for kind in e.per_dtype(dtype):
-                whole = b.and_(keys, e.int(-_DOT_KEYS))
-                with e.loop(e.int(0), whole, _DOT_KEYS) as j:
+                whole = b.and_(keys, e.const(-_DOT_KEYS))
+                with e.loop(e.const(0), whole, _DOT_KEYS) as j:
                     for g, row in enumerate(products(kind, heads, j, _DOT_KEYS)):
                         x = [folded(total) for total in row]
                         left, right = paired(x[0], x[1]), paired(x[2], x[3])
                         low = b.shuffle_vector(left, right, _mask((0, 1, 4, 5)))
                         high = b.shuffle_vector(left, right, _mask((2, 3, 6, 7)))
-                        target = e.at(b.add(scores, b.mul(e.int(g), score_stride)), j, 4)
+                        target = e.at(b.add(scores, b.mul(e.const(g), score_stride)), j, 4)
                         b.store(b.fadd(low, high), b.inttoptr(target, quad.as_pointer()), align=4)
                 with e.loop(whole, keys, 1) as j:
                     for g, row in enumerate(products(kind, heads, j, 1)):
-                        target = b.add(scores, b.mul(e.int(g), score_stride))
+                        target = b.add(scores, b.mul(e.const(g), score_stride))
                         e.scalar.store(F32, target, j, e.total(row[0]))
 
 
@@ -147,14 +147,14 @@ def weighted_sum(
     b, v = e.b, e.vector
 
     def columns(kind: int, heads: int, first: Value, vectors: int) -> None:
-        rows = [b.add(target, b.mul(e.int(g), stride)) for g in range(heads)]
-        places = [b.add(first, e.int(WIDTH * i)) for i in range(vectors)]
+        rows = [b.add(target, b.mul(e.const(g), stride)) for g in range(heads)]
+        places = [b.add(first, e.const(WIDTH * i)) for i in range(vectors)]
         sums = [[e.variable(v.load(F32, row, place)) for place in places] for row in rows]
-        with e.loop(e.int(0), keys, 1) as j:
+        with e.loop(e.const(0), keys, 1) as j:
             line = e.at(values, b.mul(j, dim), ITEM_SIZE[kind])
             lines = [v.load(kind, line, place) for place in places]
             for g in range(heads):
-                weight = v.splat(e.scalar.load(F32, b.add(p, b.mul(e.int(g), p_stride)), j))
+                weight = v.splat(e.scalar.load(F32, b.add(p, b.mul(e.const(g), p_stride)), j))
                 for total, x in zip(sums[g], lines, strict=True):
                     total.set(v.fma(weight, x, total.get()))
         for row, totals in zip(rows, sums, strict=True):
@@ -163,10 +163,10 @@ def weighted_sum(
 
     step = WIDTH * _SUM_VECTORS
     for heads in range(1, MAX_GROUP + 1):
-        with e.when(b.icmp_signed("==", group, e.int(heads))):
+        with e.when(b.icmp_signed("==", group, e.const(heads))):
             for kind in e.per_dtype(dtype):
-                whole = b.sub(dim, b.urem(dim, e.int(step)))
-                with e.loop(e.int(0), whole, step) as c:
+                whole = b.sub(dim, b.urem(dim, e.const(step)))
+                with e.loop(e.const(0), whole, step) as c:
                     columns(kind, heads, c, _SUM_VECTORS)
                 if _SUM_VECTORS > 1:
                     with e.loop(whole, dim, WIDTH) as c:
@@ -204,8 +204,8 @@ def softmax(e: Emitter, scores: Value, keys: Value, softcap: Value, result: Valu
         weight = lanes.exp(b.fsub(lanes.load(F32, scores, i), lanes.splat(largest)))
         lanes.store(F32, scores, i, weight)
         total.set(b.fadd(total.get(), weight))
-    e.scalar.store(F32, result, e.int(0), largest)
-    e.scalar.store(F32, result, e.int(1), b.fadd(e.total(sums[0].get()), sums[1].get()))
+    e.scalar.store(F32, result, e.const(0), largest)
+    e.scalar.store(F32, result, e.const(1), b.fadd(e.total(sums[0].get()), sums[1].get()))
 
 
 def _blend(x: int, a: float, y: int, c: float, count: int) -> None:
@@ -240,7 +240,7 @@ def _spread(source: int, target: int, stride: int, count: int) -> None:
 @primitive("viiii", _spread)
 def spread(e: Emitter, source: Value, target: Value, stride: Value, count: Value) -> None:
     """A row of f32 becomes a column: ``target[i * stride] = source[i]``."""
-    with e.loop(e.int(0), count, 1) as i:
+    with e.loop(e.const(0), count, 1) as i:
         e.scalar.store(F32, target, e.b.mul(i, stride), e.scalar.load(F32, source, i))
 
 
@@ -251,7 +251,7 @@ def _collect(source: int, stride: int, target: int, count: int) -> None:
 @primitive("viiii", _collect)
 def collect(e: Emitter, source: Value, stride: Value, target: Value, count: Value) -> None:
     """A column of f32 becomes a row: ``target[i] = source[i * stride]``."""
-    with e.loop(e.int(0), count, 1) as i:
+    with e.loop(e.const(0), count, 1) as i:
         e.scalar.store(F32, target, i, e.scalar.load(F32, source, e.b.mul(i, stride)))
 
 
@@ -303,16 +303,16 @@ def product(
     b, v = e.b, e.vector
 
     def block(first_row: Value, column: Value, width: int) -> None:
-        places = [b.add(column, e.int(WIDTH * i)) for i in range(width)]
-        targets = [e.at(c, b.mul(b.add(first_row, e.int(r)), stride), 4) for r in range(_ROWS)]
+        places = [b.add(column, e.const(WIDTH * i)) for i in range(width)]
+        targets = [e.at(c, b.mul(b.add(first_row, e.const(r)), stride), 4) for r in range(_ROWS)]
         sums: list[list[Variable]] = [[e.variable(v.const(0.0)) for _ in places] for _ in targets]
-        with e.when(b.icmp_signed("!=", alpha, e.int(0))):
+        with e.when(b.icmp_signed("!=", alpha, e.const(0))):
             factors = [v.load(F32, alpha, place) for place in places]
             for target, row in zip(targets, sums, strict=True):
                 for place, factor, total in zip(places, factors, row, strict=True):
                     total.set(b.fmul(v.load(F32, target, place), factor))
-        lines = [e.at(a, b.mul(b.add(first_row, e.int(r)), row_stride), 4) for r in range(_ROWS)]
-        with e.loop(e.int(0), depth, 1) as k:
+        lines = [e.at(a, b.mul(b.add(first_row, e.const(r)), row_stride), 4) for r in range(_ROWS)]
+        with e.loop(e.const(0), depth, 1) as k:
             line = e.at(right, b.mul(k, stride), 4)
             operands = [v.load(F32, line, place) for place in places]
             offset = b.mul(k, depth_stride)
@@ -324,11 +324,11 @@ def product(
             for place, total in zip(places, row, strict=True):
                 v.store(F32, target, place, total.get())
 
-    width = b.mul(vectors, e.int(WIDTH))
+    width = b.mul(vectors, e.const(WIDTH))
     step = WIDTH * _VECTORS
-    whole = b.sub(width, b.urem(width, e.int(step)))
-    with e.loop(e.int(0), rows, _ROWS) as i:
-        with e.loop(e.int(0), whole, step) as column:
+    whole = b.sub(width, b.urem(width, e.const(step)))
+    with e.loop(e.const(0), rows, _ROWS) as i:
+        with e.loop(e.const(0), whole, step) as column:
             block(i, column, _VECTORS)
         if _VECTORS > 1:
             with e.loop(whole, width, WIDTH) as column:
@@ -384,30 +384,30 @@ def tile_softmax(
     column i sees keys ``positions[i] - window + 1 .. positions[i]`` only (int32); the first key is ``first_key``.
     """
     b, v = e.b, e.vector
-    totals_at, alpha_at = e.at(state, stride, 4), e.at(state, b.mul(stride, e.int(2)), 4)
+    totals_at, alpha_at = e.at(state, stride, 4), e.at(state, b.mul(stride, e.const(2)), 4)
     is_capped = b.fcmp_ordered(">", softcap, e.scalar.const(0.0))
-    is_masked = b.icmp_signed("!=", masked, e.int(0))
+    is_masked = b.icmp_signed("!=", masked, e.const(0))
     window32 = v.splat(b.trunc(window, I32))
-    with e.loop(e.int(0), b.mul(vectors, e.int(WIDTH)), WIDTH) as column:
+    with e.loop(e.const(0), b.mul(vectors, e.const(WIDTH)), WIDTH) as column:
         before = v.load(F32, state, column)
-        with e.when(is_capped), e.loop(e.int(0), keys, 1) as j:
+        with e.when(is_capped), e.loop(e.const(0), keys, 1) as j:
             line = e.at(scores, b.mul(j, stride), 4)
             v.store(F32, line, column, _capped(v, v.load(F32, line, column), softcap))
         with e.when(is_masked):
             position = b.load(v.pointer(e.at(positions, column, 4), I32), align=4)
             oldest = b.sub(position, window32)
-            with e.loop(e.int(0), keys, 1) as j:
+            with e.loop(e.const(0), keys, 1) as j:
                 line = e.at(scores, b.mul(j, stride), 4)
                 key = v.splat(b.trunc(b.add(first_key, j), I32))
                 hidden = b.or_(b.icmp_signed(">", key, position), b.icmp_signed("<=", key, oldest))
                 v.store(F32, line, column, b.select(hidden, v.const(float("-inf")), v.load(F32, line, column)))
         top = e.variable(before)
-        with e.loop(e.int(0), keys, 1) as j:
+        with e.loop(e.const(0), keys, 1) as j:
             top.set(v.maximum(top.get(), v.load(F32, e.at(scores, b.mul(j, stride), 4), column)))
         largest = v.maximum(top.get(), v.const(LOWEST))
         alpha = v.exp(b.fsub(before, largest))
         total = e.variable(v.const(0.0))
-        with e.loop(e.int(0), keys, 1) as j:
+        with e.loop(e.const(0), keys, 1) as j:
             line = e.at(scores, b.mul(j, stride), 4)
             weight = v.exp(b.fsub(v.load(F32, line, column), largest))
             v.store(F32, line, column, weight)
