@@ -32,6 +32,7 @@ class Linear(Protocol):
 TILE = 16
 """Rows that every product has under ``batch_invariant``."""
 
+_CACHE_LINE = 64  # bytes
 _MEASURED_ROWS = (1, 16, 256)
 _MEASURE_SECONDS = 0.02  # for each kind and number of rows
 _MARGIN = 0.9  # of the other's time: a kind must be so much faster to be preferred over one named after it, lest the
@@ -81,7 +82,8 @@ class TiledLinear:
 
     Libraries choose blocks and the order of summation by the number of rows, so that a row's result may change in its
     last bits with the size of the batch. With one size there is one order, and a row's result depends on the row alone
-    (He et al., "Defeating Nondeterminism in LLM Inference", 2025, name the cause and the cure).
+    (He et al., "Defeating Nondeterminism in LLM Inference", 2025, name the cause and the cure). Some choose by the
+    alignment of their input too, so a tile that does not start on a cache line is copied to where one does.
     """
 
     __slots__ = ("inner", "padded")
@@ -97,11 +99,16 @@ class TiledLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product."""
-        rows, full = x.shape[0], x.shape[0] // TILE * TILE
-        parts = [self.inner(x[start : start + TILE]) for start in range(0, full, TILE)]
-        if full < rows:
-            self.padded[: rows - full] = x[full:]
-            parts.append(self.inner(self.padded)[: rows - full])
+        rows, stride = x.shape[0], TILE * x.shape[1] * x.itemsize
+        aligned = x.data_ptr() % _CACHE_LINE == 0 and stride % _CACHE_LINE == 0
+        parts = []
+        for start in range(0, rows, TILE):
+            tile = x[start : start + TILE]
+            count = tile.shape[0]
+            if count < TILE or not aligned:
+                self.padded[:count] = tile
+                tile = self.padded
+            parts.append(self.inner(tile)[:count])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
