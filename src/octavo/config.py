@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class EngineConfig:
         seed: keys the noise of requests that bring no seed of their own.
 
     Raises:
-        ConfigError: a value cannot be honoured; the message names the field.
+        ConfigError: a value cannot be honoured, or a keyword is unknown; the message names the field.
     """
 
     model: str | None = None
@@ -71,6 +71,13 @@ class EngineConfig:
     batch_invariant: bool = False
     num_threads: int | None = None
     seed: int = 0
+
+    def __new__(cls, *args: Any, **keywords: Any) -> EngineConfig:
+        """Refuse unknown keywords with the nearest known name."""
+        for name in keywords:
+            if name not in cls.__slots__:
+                raise ConfigError(unknown_keyword("EngineConfig", name, list(cls.__slots__)))
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Path):
@@ -98,15 +105,6 @@ class EngineConfig:
         for name in ("prefix_caching", "batch_invariant"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
-
-    @classmethod
-    def from_keywords(cls, **keywords: Any) -> EngineConfig:
-        """Build from keywords, refusing unknown ones with the nearest known name."""
-        known = [item.name for item in fields(cls)]
-        for name in keywords:
-            if name not in known:
-                raise ConfigError(unknown_keyword("EngineConfig", name, known))
-        return cls(**keywords)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

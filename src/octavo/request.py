@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum, StrEnum
 from typing import Any
 
+from octavo.config import unknown_keyword
 from octavo.errors import SamplingParamsError
 from octavo.plan import SamplingSpec
 
@@ -54,7 +55,8 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of ``text``.
 
     Raises:
-        SamplingParamsError: a value is out of range, of the wrong type, or contradicts another.
+        SamplingParamsError: a keyword is unknown, or a value is out of range, of the wrong type, or contradicts
+            another.
     """
 
     n: int = 1
@@ -83,6 +85,13 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
 
+    def __new__(cls, *args: Any, **keywords: Any) -> SamplingParams:
+        """Refuse unknown keywords with the nearest known name."""
+        for name in keywords:
+            if name not in cls.__slots__:
+                raise SamplingParamsError(unknown_keyword("SamplingParams", name, list(cls.__slots__)))
+        return object.__new__(cls)
+
     def __post_init__(self) -> None:
         _integer("n", self.n, low=1)
         _integer("best_of", self.best_of, low=1, optional=True)
@@ -101,7 +110,7 @@ class SamplingParams:
             raise SamplingParamsError(
                 f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}: lower one or raise the other"
             )
-        _number("length_penalty", self.length_penalty)
+        _number("length_penalty", self.length_penalty, low=-10.0, high=10.0)
         _integer("beam_width", self.beam_width, low=1)
         _integer("seed", self.seed, low=-(2**63), high=2**64 - 1, optional=True)
         _integer("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS, optional=True)

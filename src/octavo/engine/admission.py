@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from octavo.config import unknown_keyword
+from octavo.config import EngineConfig
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import (
     EmptyPromptError,
     InvalidTokenError,
     PromptTooLongError,
     RequestError,
+    RequestTooLargeError,
     SamplingParamsError,
 )
 from octavo.plan import ModelFacts, SamplingSpec
@@ -35,14 +36,18 @@ class Admission:
         facts: the model's limits.
         tokenizer: encodes prompts and bad words.
         defaults: the model's ``generation_config.json``.
-        seed: keys the noise of requests without a seed of their own.
+        config: the engine's; its policy, its seed (for requests without one of their own) and its block size.
     """
 
-    def __init__(self, facts: ModelFacts, tokenizer: Tokenizer, defaults: Mapping[str, Any], seed: int) -> None:
+    def __init__(
+        self, facts: ModelFacts, tokenizer: Tokenizer, defaults: Mapping[str, Any], config: EngineConfig
+    ) -> None:
         self._facts = facts
         self._tokenizer = tokenizer
         self._defaults = defaults
-        self._seed = seed
+        self._seed = config.seed
+        self._policy = config.policy
+        self._pool_tokens = facts.num_blocks // len(facts.groups) * config.block_size
         self._count = 0
 
     def request(
@@ -65,6 +70,11 @@ class Admission:
             raise SamplingParamsError(f"params must be SamplingParams, not {type(params).__name__}")
         if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > 2**31:
             raise RequestError(f"priority must be an integer (lower is more urgent), not {priority!r}")
+        if priority and self._policy != "priority":
+            raise RequestError(
+                f"priority={priority} means nothing under policy={self._policy!r}: leave it out, or make the engine "
+                "with policy='priority'"
+            )
         for name, value in (("request_id", request_id), ("user", user), ("cache_salt", cache_salt)):
             if value is not None and (not isinstance(value, str) or not value or len(value) > 1024):
                 raise RequestError(f"{name} must be a string of 1 to 1,024 characters, not {value!r}")
@@ -79,6 +89,12 @@ class Admission:
         if resolved.min_tokens > room:
             raise SamplingParamsError(
                 f"min_tokens={resolved.min_tokens} exceeds the {room} tokens that the context leaves after the prompt"
+            )
+        asked = len(token_ids) + (0 if params is None else params.max_tokens or 0)
+        if asked > self._pool_tokens:
+            raise RequestTooLargeError(
+                f"prompt and max_tokens ({len(token_ids)} + {asked - len(token_ids)} tokens) can never fit the block "
+                f"pool, which holds {self._pool_tokens} tokens: lower max_tokens, or raise num_blocks"
             )
         eos = () if resolved.ignore_eos else self._facts.eos_token_ids
         stop_ids = tuple(dict.fromkeys((*eos, *(resolved.stop_token_ids or ()))))
@@ -174,13 +190,7 @@ def sampling_params(params: SamplingParams | None, keywords: Mapping[str, Any]) 
     Raises:
         SamplingParamsError: a keyword is unknown, or a value wrong.
     """
-    if not keywords:
-        return params
-    known = [item.name for item in fields(SamplingParams)]
-    for name in keywords:
-        if name not in known:
-            raise SamplingParamsError(unknown_keyword("SamplingParams", name, known))
-    return replace(params or SamplingParams(), **keywords)
+    return replace(params or SamplingParams(), **keywords) if keywords else params
 
 
 def _at_most(count: int | None, limit: int) -> int | None:

@@ -6,12 +6,13 @@ import importlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import TracebackType
 from typing import Any, Protocol, cast
 
 from octavo.config import EngineConfig, SchedulerConfig
 from octavo.engine.admission import Admission, Prompt, sampling_params
+from octavo.engine.interrupts import InterruptsHeld
 from octavo.engine.outputs import OutputBuilder, take_in
 from octavo.engine.stats import EngineStats
 from octavo.engine.tokenizer import Tokenizer
@@ -70,11 +71,13 @@ class LLMEngine:
         self._executor = executor
         self.facts: ModelFacts = executor.facts
         self.scheduler = Scheduler(SchedulerConfig.of(self.config, self.facts))
-        self._admission = Admission(self.facts, self.tokenizer, generation_defaults(folder), self.config.seed)
+        self._admission = Admission(self.facts, self.tokenizer, generation_defaults(folder), self.config)
         self._builder = OutputBuilder(self.tokenizer)
         self._recorder = recorder
         self._in_flight: deque[tuple[StepPlan, Handle]] = deque()
-        self._undelivered: list[RequestOutput] = []  # for a later step() to return
+        # For a later step() to return: outputs of requests that have ended, and the latest of each that has not.
+        self._ended: list[RequestOutput] = []
+        self._growing: dict[str, RequestOutput] = {}
         self._ids = itertools.count()
         self._failure: BaseException | None = None
         self._stats = EngineStats()
@@ -98,7 +101,7 @@ class LLMEngine:
             prompt: text, or token ids.
             params: how to continue it [the model's defaults].
             request_id: a name of your own, unique among live requests.
-            priority: under ``policy="priority"``, lower is more urgent.
+            priority: lower is more urgent; other than 0 only under ``policy="priority"``.
             user: whose request it is.
             cache_salt: only requests with the same salt share cached prefixes.
 
@@ -107,6 +110,7 @@ class LLMEngine:
 
         Raises:
             RequestError: it cannot be served; nothing was changed.
+            EngineError: the engine has failed, or was closed.
         """
         request = self._prepare(prompt, params, request_id, priority, user, cache_salt)
         self.scheduler.add(request)
@@ -114,29 +118,46 @@ class LLMEngine:
 
     def step(self) -> list[RequestOutput]:
         """Plan a step, run it, and return what has changed: one output for each request with new tokens, or that has
-        ended. A request's text only ever grows.
+        ended. A request's text only ever grows. Ctrl-C takes effect when the step is done, and loses nothing.
 
         Raises:
             EngineError: the executor failed; the engine cannot go on.
         """
-        outputs, self._undelivered = self._undelivered, []
-        if self._failure is not None:
-            raise EngineError(f"the engine has failed before: {self._failure}") from self._failure
-        try:
-            plan = self.scheduler.schedule()
-            if self._recorder is not None:
-                self._recorder.write(plan)
-            self._in_flight.append((plan, self._executor.submit(plan)))
-            while len(self._in_flight) > (self.config.depth if plan.chunks else 0):
-                outputs += self._commit(*self._in_flight.popleft())
-        except Exception as error:
-            self._failure = error
-            raise EngineError(f"a step failed: {error}") from error
+        self._check_alive()
+        with InterruptsHeld() as interrupts:
+            try:
+                outputs = self._step()
+            except BaseException as error:  # half a step: nobody knows what the executor has done of it
+                self._failure = error
+                if isinstance(error, Exception):
+                    raise EngineError(f"a step failed: {error}") from error
+                raise
+            if interrupts.pending:
+                self.keep_outputs(outputs)
         return outputs
+
+    def _step(self) -> list[RequestOutput]:
+        plan = self.scheduler.schedule()
+        if self._recorder is not None:
+            self._recorder.write(plan)
+        self._in_flight.append((plan, self._executor.submit(plan)))
+        fresh: list[RequestOutput] = []
+        while len(self._in_flight) > (self.config.depth if plan.chunks else 0):
+            fresh += self._commit(*self._in_flight.popleft())
+        if not self._ended and not self._growing:
+            return fresh
+        self.keep_outputs(fresh)
+        outputs = [*self._ended, *self._growing.values()]
+        self._ended, self._growing = [], {}
+        return outputs
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise EngineError(f"the engine cannot go on: {self._failure}") from self._failure
 
     def has_unfinished(self) -> bool:
         """Whether :meth:`step` has anything left to do or to return."""
-        return bool(self.scheduler.requests or self._in_flight or self._undelivered)
+        return bool(self.scheduler.requests or self._in_flight or self._ended or self._growing)
 
     def abort_request(self, request_id: str) -> RequestOutput:
         """Withdraw a live request; its memory is free at once.
@@ -147,11 +168,26 @@ class LLMEngine:
         Raises:
             UnknownRequestError: no live request has this id.
         """
-        return self._builder.build(self.scheduler.abort(request_id), finished=True)
+        request = self.scheduler.abort(request_id)
+        self._growing.pop(request_id, None)
+        request.finished_at = time.monotonic()
+        return self._builder.build(request, finished=True)
+
+    def withdraw(self, request_ids: Set[str]) -> None:
+        """Abort those of the requests that are live, and forget outputs kept of any of them."""
+        for name in request_ids & self.scheduler.requests.keys():
+            self.abort_request(name)
+        self._ended = [output for output in self._ended if output.request_id not in request_ids]
 
     def keep_outputs(self, outputs: Iterable[RequestOutput]) -> None:
-        """Hand back outputs of requests that are not yours; the next :meth:`step` returns them."""
-        self._undelivered += outputs
+        """Hand back outputs of requests that are not yours; the next :meth:`step` returns them (of a request that goes
+        on, the latest alone)."""
+        for output in outputs:
+            if output.finished:
+                self._growing.pop(output.request_id, None)
+                self._ended.append(output)
+            else:
+                self._growing[output.request_id] = output
 
     def _prepare(
         self,
@@ -162,6 +198,7 @@ class LLMEngine:
         user: str | None = None,
         cache_salt: str | None = None,
     ) -> Request:
+        self._check_alive()
         if request_id is None:
             request_id = next(name for name in map(str, self._ids) if name not in self.scheduler.requests)
         elif request_id in self.scheduler.requests:
@@ -232,30 +269,31 @@ class LLMEngine:
         batch = _as_batch(prompts)
         each = _params_for(batch, params, keywords)
         requests = [self._prepare(prompt, given) for prompt, given in zip(batch, each, strict=True)]
-        for request in requests:
-            self.scheduler.add(request)
         return self._run(requests, _display(progress))
 
     def _run(self, requests: list[Request], display: Advance | None) -> list[RequestOutput]:
         """Step until these are done. Outputs of other live requests are kept for a later ``step()``."""
         mine = {request.id for request in requests}
         finished: dict[str, RequestOutput] = {}
-        others: list[RequestOutput] = []
         try:
+            for request in requests:
+                self.scheduler.add(request)
             while len(finished) < len(mine):
+                others: list[RequestOutput] = []
                 for output in self.step():
                     if output.request_id not in mine:
                         others.append(output)
                     elif output.finished:
                         finished[output.request_id] = output
+                self.keep_outputs(others)
+                for request in requests:
+                    if request.id not in finished and request.id not in self.scheduler.requests:
+                        finished[request.id] = self._builder.build(request, finished=True)  # somebody withdrew it
                 if display is not None:
                     tokens = sum(len(seq.tokens) - seq.num_prompt for request in requests for seq in request.sequences)
                     display.update(len(finished), len(mine), tokens)
         finally:
-            for name in mine - finished.keys():  # interrupted: nothing of the call stays behind
-                if name in self.scheduler.requests:
-                    self.abort_request(name)
-            self.keep_outputs(others)
+            self.withdraw(mine - finished.keys())  # interrupted: nothing of the call stays behind
         return [finished[request.id] for request in requests]
 
     # -- looking in --------------------------------------------------------------------------------------------
@@ -283,6 +321,7 @@ class LLMEngine:
         for name in list(self.scheduler.requests):
             self.abort_request(name)
         self._in_flight.clear()
+        self._ended, self._growing = [], {}
         self._executor.close()
         self._failure = EngineError("it was closed")
 
@@ -298,7 +337,7 @@ class LLMEngine:
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Iterable):
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray | Mapping | Set):
         raise RequestError(f"prompts must be a prompt or a list of prompts, not {type(prompts).__name__}")
     batch: list[Any] = list(prompts)
     if batch and not any(isinstance(item, str | Iterable) for item in batch):

@@ -40,7 +40,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **keywords: Any) -> None:
-        self.engine = LLMEngine(EngineConfig.from_keywords(model=model, **keywords))
+        self.engine = LLMEngine(EngineConfig(model=model, **keywords))
 
     @classmethod
     def over(cls, engine: LLMEngine) -> LLM:
@@ -114,13 +114,14 @@ class LLM:
     def _deltas(self, name: str) -> Iterator[Delta]:
         shown: dict[int, tuple[int, int]] = {}
         done: set[int] = set()
-        others: list[RequestOutput] = []
+        engine = self.engine
         try:
             while True:
-                for output in self.engine.step():
-                    if output.request_id != name:
-                        others.append(output)
-                        continue
+                outputs = engine.step()
+                # At once: between two deltas the caller may step too, or read another stream.
+                engine.keep_outputs(output for output in outputs if output.request_id != name)
+                own = [output for output in outputs if output.request_id == name]
+                for output in own:
                     for each in output.outputs:
                         characters, tokens = shown.get(each.index, (0, 0))
                         ended = each.finish_reason is not None
@@ -139,10 +140,10 @@ class LLM:
                         )
                     if output.finished:
                         return
+                if not own and name not in engine.scheduler.requests:
+                    return  # somebody has withdrawn it
         finally:
-            if name in self.engine.scheduler.requests:
-                self.engine.abort_request(name)
-            self.engine.keep_outputs(others)
+            engine.withdraw({name})
 
 
 def _conversations(messages: Messages | Sequence[Messages]) -> list[Messages]:

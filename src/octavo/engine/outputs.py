@@ -62,13 +62,14 @@ class OutputBuilder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._texts: dict[int, SequenceText] = {}
+        self._texts: dict[str, dict[int, SequenceText]] = {}  # request id -> sequence id -> text
 
     def text_of(self, seq: Sequence) -> SequenceText:
         """The text of a sequence, begun when it is first asked for."""
-        text = self._texts.get(seq.id)
+        texts = self._texts.setdefault(seq.request.id, {})
+        text = texts.get(seq.id)
         if text is None:
-            text = self._texts[seq.id] = SequenceText(self._tokenizer, seq)
+            text = texts[seq.id] = SequenceText(self._tokenizer, seq)
         return text
 
     def build(self, request: Request, finished: bool) -> RequestOutput:
@@ -95,9 +96,8 @@ class OutputBuilder:
         )
 
     def forget(self, request: Request) -> None:
-        """Drop the texts of a request that is over."""
-        for seq in request.sequences:
-            self._texts.pop(seq.id, None)
+        """Drop the texts of a request that is over, those of sequences that ``best_of`` did not choose included."""
+        self._texts.pop(request.id, None)
 
     def _completion(self, request: Request, place: int, seq: Sequence) -> CompletionOutput:
         text = self.text_of(seq)

@@ -491,7 +491,7 @@ class _Turn:
             self.short = True
             return False
         self.memory.share(seq, self._match(seq))  # again: making room may have dropped nodes
-        if seq.num_total == seq.num_prompt:
+        if not seq.request.num_preemptions:  # what it finds on coming back are, for the most part, its own blocks
             seq.request.num_cached = seq.num_computed
         return True
 
