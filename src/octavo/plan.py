@@ -176,13 +176,17 @@ class Executor(Protocol):
     """Runs plans. ``submit`` must be called in plan order, ``collect`` once for each handle, in the same order."""
 
     @property
-    def facts(self) -> ModelFacts: ...
+    def facts(self) -> ModelFacts:
+        """What the scheduler must know of the model and the memory."""
 
-    def submit(self, plan: StepPlan) -> Handle: ...
+    def submit(self, plan: StepPlan) -> Handle:
+        """Begin a plan."""
 
-    def collect(self, handle: Handle) -> StepResult: ...
+    def collect(self, handle: Handle) -> StepResult:
+        """Wait for a plan and take what came of it."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give weights and memory back."""
 
 
 @dataclass(frozen=True, slots=True)
