@@ -45,6 +45,7 @@ from octavo.kernels.cpu.primitives import (
     load_i32,
     load_i64,
     narrow,
+    prefetch,
     rotate,
     scale,
     scale_weighted,
@@ -191,25 +192,33 @@ def attend_part(p: int, seq: int, head: int, low: int, high: int, q: int, scores
     base, page = load_i64(p + KV) + head * load_i64(p + HEAD), load_i64(p + PAGE)
     line = dim * ITEM_SIZE[kv_dtype]
     softcap = load_f64(p + SOFTCAP)
+    values = load_i64(p + VALUE_OFFSET)
+    context = load_i32(load_i64(p + CONTEXT) + 4 * seq)
+    block, offset = low // block_size, low % block_size
     j = low
+    here = base + load_i32(table + 4 * block) * page
     while j < high:
-        block = j // block_size
-        offset = j - block * block_size
         count = min(block_size - offset, high - j)
-        k = base + load_i32(table + 4 * block) * page + offset * line
+        k = here + offset * line
+        # its values, and the keys of the block that follows, are wanted soon
+        prefetch(k + values, count * line)
+        block += 1
+        if j + count < context:
+            here = base + load_i32(table + 4 * block) * page
+            prefetch(here, min(block_size, context - j - count) * line)
         for g in range(0, group, MAX_GROUP):
             some = min(MAX_GROUP, group - g)
             place = scores + 4 * (g * PARTITION + j - low)
             dots(kv_dtype, q + 4 * g * dim, 4 * dim, some, k, count, dim, place, 4 * PARTITION)
         j += count
+        offset = 0
     for g in range(group):
         softmax(scores + 4 * g * PARTITION, high - low, softcap, state + 8 * g)
     fill(acc, 0.0, group * dim)
-    base += load_i64(p + VALUE_OFFSET)
+    base += values
+    block, offset = low // block_size, low % block_size
     j = low
     while j < high:
-        block = j // block_size
-        offset = j - block * block_size
         count = min(block_size - offset, high - j)
         v = base + load_i32(table + 4 * block) * page + offset * line
         for g in range(0, group, MAX_GROUP):
@@ -217,6 +226,8 @@ def attend_part(p: int, seq: int, head: int, low: int, high: int, q: int, scores
             place = scores + 4 * (g * PARTITION + j - low)
             weighted_sum(kv_dtype, place, 4 * PARTITION, some, v, count, dim, acc + 4 * g * dim, 4 * dim)
         j += count
+        offset = 0
+        block += 1
 
 
 @device

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Generic, NamedTuple, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
 
@@ -40,8 +40,8 @@ def code(name: str, tensor: torch.Tensor) -> int:
 
 
 Rows = tuple[int, int, int, int, int]
-"""A matrix as kernels see it: dtype code, rows, width, bytes from row to row, address. (A plain tuple: a named one takes
-as long to make as all the checks.)"""
+"""A matrix as kernels see it: dtype code, rows, width, bytes from row to row, address. (Plain: a named tuple takes as
+long to make as all the checks.)"""
 
 
 def matrix(name: str, tensor: torch.Tensor) -> Rows:
@@ -117,7 +117,7 @@ class Remembered(Generic[Described]):
 
     def __init__(self, describe: Callable[[torch.Tensor], Described]) -> None:
         self._describe = describe
-        self._known: dict[int, tuple[Callable[[], torch.Tensor | None], int, Described]] = {}
+        self._known: dict[int, tuple[Callable[[], Any], int, Described]] = {}
 
     def __call__(self, tensor: torch.Tensor) -> Described:
         """What is known of a tensor; looked at again if its memory has moved."""
