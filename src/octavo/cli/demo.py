@@ -74,14 +74,20 @@ class Show:
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     most_shared: int = 0
+    fullest: BlockMap | None = None
+    fullest_at: int = 0
 
     def step(self) -> None:
         """One step of the engine."""
         for output in self.engine.step():
             self.stories[output.request_id].output = output
         self.seconds = time.monotonic() - self.started
+        memory = self.engine.scheduler.memory
+        held = memory.pool.num_blocks - memory.num_free
+        if held > (self.fullest.snapshot.num_used if self.fullest else 0):
+            self.fullest, self.fullest_at = self.block_map(), self.engine.stats().num_steps
 
-    def block_map(self, columns: int, rows: int = 12) -> BlockMap:
+    def block_map(self, columns: int = 76, rows: int = 12) -> BlockMap:
         """The pool as it is now."""
         places = {
             sequence.id: self.stories[request.id].place
@@ -115,6 +121,8 @@ def demo(
     ] = None,
 ) -> None:
     """Generate eight stories at once and watch the memory they share: one cell a block, coloured by request."""
+    from rich.padding import Padding
+
     from octavo.engine import LLMEngine
 
     screen = console(sys.stdout)
@@ -133,6 +141,10 @@ def demo(
         else:
             _run_plain(show)
         _print_stories(show, screen)
+        if show.fullest is not None:
+            screen.print(f"Memory at its fullest, after {show.fullest_at} steps", style="bold")
+            screen.print(Padding(show.fullest.text(), (0, 2)), Padding(show.fullest.legend(), (0, 2)))
+            screen.print()
         screen.print(_memory_table(show, config))
 
 
@@ -180,21 +192,14 @@ def _frame(show: Show, screen: Console) -> Group:
 
 
 def _run_plain(show: Show) -> None:
-    """Lines for logs and pipes: the state every second, and the map once, when half of the tokens are there."""
-    target = sum(request.max_new_tokens for request in show.engine.scheduler.requests.values())
-    printed, pictured = time.monotonic(), False
+    """Lines for logs and pipes."""
+    printed = time.monotonic()
     while show.engine.has_unfinished():
         show.step()
         now = time.monotonic()
         if now - printed >= SECONDS_BETWEEN_LINES:
-            print(f"{show.status()}  {summary(show.block_map(76).snapshot)}", flush=True)
+            print(f"{show.status()}  {summary(show.block_map().snapshot)}", flush=True)
             printed = now
-        if not pictured and show.num_tokens >= target / 2:
-            pictured = True
-            picture = show.block_map(76)
-            print(f"{show.status()}  {summary(picture.snapshot)}")
-            print("the block map (a letter: held by that story; #: shared; o: cached; ·: free):")
-            print("\n".join(f"  {line}" for line in picture.lines()), flush=True)
 
 
 def _print_stories(show: Show, screen: Console) -> None:
