@@ -242,6 +242,7 @@ def main() -> None:
                 for engine, python, given in plan:
                     print(f"  loading {engine}", file=sys.stderr)
                     engines.append(Engine(engine, python, folder, given, Path(scratch) / f"{engine}.log"))
+                    print(f"  ready after {engines[-1].load_seconds:.1f} s", file=sys.stderr)
                 loads = workloads(SHAPES[name][1]["vocab_size"], options.scale)
                 report["models"][name] = measure(engines, loads, options.repeat)
             finally:
