@@ -8,7 +8,8 @@ import torch
 def rotate(x: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
     """x [T, heads, D] rotated at ``positions`` [T], float32; the dimensions from R on pass through."""
     half = cos_sin.shape[1] // 2
-    cos, sin = cos_sin[positions].float()[:, None, :].split(half, dim=-1)
+    angles = cos_sin[positions].float()[:, None, :]
+    cos, sin = angles[..., :half], angles[..., half:]
     x = x.float()
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
