@@ -1,0 +1,86 @@
+"""What can be set is checked when it is set, and frozen."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo import EngineConfig
+from octavo.config import SchedulerConfig
+from octavo.errors import ConfigError
+from octavo.plan import LayerGroup, ModelFacts
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("model", "", "model must be a non-empty string"),
+    ("model", 5, "model must be"),
+    ("revision", "", "revision must be"),
+    ("tokenizer", 5, "tokenizer must be"),
+    ("dtype", "float8", "use one of auto, float32"),
+    ("dtype", None, "dtype=None is unknown"),
+    ("device", "cuda:0", "device='cuda:0' is unknown"),
+    ("kernels", "magic", "kernels='magic' is unknown"),
+    ("block_size", 0, "block_size=0 is out of range"),
+    ("block_size", 16.0, "block_size must be an integer"),
+    ("block_size", True, "block_size must be an integer"),
+    ("num_blocks", 0, "num_blocks=0"),
+    ("memory_utilization", 0.0, "memory_utilization=0.0 must be above 0"),
+    ("memory_utilization", 1.5, "memory_utilization=1.5"),
+    ("memory_utilization", float("nan"), "memory_utilization=nan"),
+    ("max_num_seqs", 0, "max_num_seqs=0"),
+    ("max_num_batched_tokens", 0, "max_num_batched_tokens=0"),
+    ("max_model_len", 1, "max_model_len=1"),
+    ("policy", "random", "use one of fcfs, priority"),
+    ("ageing_seconds", 0.0, "ageing_seconds=0.0 must be a positive"),
+    ("ageing_seconds", float("inf"), "ageing_seconds=inf"),
+    ("batching", "dynamic", "use one of continuous, static"),
+    ("prefix_caching", 1, "prefix_caching must be True or False"),
+    ("batch_invariant", "yes", "batch_invariant must be True or False"),
+    ("depth", 2, "depth=2 is out of range: use 0 to 1"),
+    ("num_threads", 0, "num_threads=0"),
+    ("seed", 2**64, "seed="),
+    ("seed", 0.5, "seed must be an integer"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), WRONG)
+def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        EngineConfig(**{name: value})
+    assert says in str(raised.value)
+
+
+def test_unknown_fields() -> None:
+    with pytest.raises(ConfigError, match="no field 'block_sise'; did you mean 'block_size'"):
+        EngineConfig(block_sise=8)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="no field 'zzz'; known: model, revision"):
+        EngineConfig(zzz=8)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="no field 'blocks'"):
+        dataclasses.replace(EngineConfig(), blocks=3)
+
+
+def test_it_is_frozen_and_can_be_copied() -> None:
+    config = EngineConfig(model=Path("some/where"), num_blocks=7)  # type: ignore[arg-type]
+    assert config.model == str(Path("some/where"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_blocks = 8  # type: ignore[misc]
+    for other in (copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert other == config
+    assert dataclasses.replace(config, num_blocks=8).num_blocks == 8
+
+
+def test_the_schedulers_part_is_plain_data() -> None:
+    facts = ModelFacts(num_blocks=99, max_model_len=50, vocab_size=7, groups=(LayerGroup(2), LayerGroup(2, window=8)))
+    engine = EngineConfig(block_size=8, max_num_seqs=3, policy="priority", batching="static", depth=1, num_blocks=5)
+    config = SchedulerConfig.of(engine, facts)
+    assert (config.num_blocks, config.max_model_len, config.groups) == (99, 50, facts.groups)
+    for name in {item.name for item in dataclasses.fields(SchedulerConfig)} & {
+        item.name for item in dataclasses.fields(EngineConfig)
+    } - {"num_blocks", "max_model_len"}:
+        assert getattr(config, name) == getattr(engine, name)
+    assert json.loads(json.dumps(config.as_dict()))["groups"][1] == {"num_layers": 2, "window": 8}
