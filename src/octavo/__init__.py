@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.engine import LLM, LLMEngine
+    from octavo.paged_kv import PagedKVCache
     from octavo.request import RequestOutput, SamplingParams
 
 __version__ = "0.1.0"
@@ -18,9 +19,10 @@ _HOMES = {
     "EngineConfig": "octavo.config",
     "SamplingParams": "octavo.request",
     "RequestOutput": "octavo.request",
+    "PagedKVCache": "octavo.paged_kv",
 }
 
-__all__ = ["LLM", "EngineConfig", "LLMEngine", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "EngineConfig", "LLMEngine", "PagedKVCache", "RequestOutput", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
