@@ -98,7 +98,7 @@ _NUMPY: dict[int, Any] = {F32: np.float32, BF16: np.uint16, F16: np.float16}
 def row(dtype: int, address: int, count: int) -> np.ndarray[Any, Any]:
     """``count`` items at ``address``; bfloat16 as its bits."""
     size = max(count, 0) * ITEM_SIZE[dtype]
-    memory: Any = (ctypes.c_char * size).from_address(address) if size else b""
+    memory: Any = (ctypes.c_char * size).from_address(address) if size else bytearray()
     return np.frombuffer(memory, _NUMPY[dtype])
 
 

@@ -1,0 +1,122 @@
+"""Where compiled code is kept, and how kernels are run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_case import INTERPRETED, Case
+
+from octavo.kernels.cpu import jit, launch
+
+
+def in_a_new_process(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("OCTAVO_CACHE_DIR", raising=False)
+    assert jit.user_cache_dir() == tmp_path / "xdg" / "octavo"
+    monkeypatch.setenv("OCTAVO_CACHE_DIR", str(tmp_path / "own"))
+    assert jit.user_cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("OCTAVO_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert jit.user_cache_dir() == tmp_path / ".cache" / "octavo"
+
+
+def test_the_cache_key_follows_sources_and_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = jit.cache_key()
+    assert len(key) == 16
+    jit.cache_key.cache_clear()
+    monkeypatch.setattr(jit, "host_features", lambda: frozenset({"another-cpu"}))
+    assert jit.cache_key() != key
+    jit.cache_key.cache_clear()
+    monkeypatch.undo()
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path.name == "tiles.py" else b""))
+    assert jit.cache_key() != key
+    jit.cache_key.cache_clear()
+
+
+def test_an_unwritable_folder_only_costs_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OCTAVO_CACHE_DIR", str(tmp_path / "file" / "below"))
+    jit.cache_dir.cache_clear()
+    try:
+        assert jit.cache_dir() is None
+    finally:
+        jit.cache_dir.cache_clear()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
+    # one kernel stands for all: compiling every one of them takes its time
+    code = """
+from octavo.kernels.cpu import jit, rows
+jit.KERNELS[:] = [rows.copy_pages]
+jit.warm_up(lambda name, i, total: print(name, i, total))
+print("hits", rows.copy_pages.compiled.cache_hits)
+"""
+    first = in_a_new_process(code, OCTAVO_CACHE_DIR=str(tmp_path))
+    assert first.split("\n")[:2] == ["compiling copy_pages 0 1", "hits 0"]
+    second = in_a_new_process(code, OCTAVO_CACHE_DIR=str(tmp_path))
+    assert second.split("\n")[0] == "hits 1"
+    assert [path.name for path in tmp_path.iterdir()] == [f"jit-{jit.cache_key()}"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+def test_compiled_kernels_leave_numbas_own_cache_folder_alone() -> None:
+    import numba
+
+    before = numba.config.CACHE_DIR
+    jit.warm_up()
+    assert before == numba.config.CACHE_DIR
+    assert all(kernel.is_cached for kernel in jit.KERNELS)
+
+
+def test_threads_are_torchs() -> None:
+    before = torch.get_num_threads()
+    try:
+        launch.set_num_threads(3)
+        assert torch.get_num_threads() == launch.num_threads() == 3
+    finally:
+        launch.set_num_threads(before)
+    with pytest.raises(ValueError, match="num_threads=0"):
+        launch.set_num_threads(0)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="one thread interprets")
+@pytest.mark.usefixtures("two_threads")
+def test_without_torchs_threads_pythons_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case([(1, 900), (50, 200)], 4, 2, 64)
+    expected = case.fused("cpu")[0]
+    monkeypatch.setattr(launch, "GOMP_PARALLEL", None)
+    assert torch.equal(case.fused("cpu")[0], expected)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="one thread interprets")
+@pytest.mark.usefixtures("two_threads")
+def test_host_threads_may_launch_kernels_at_the_same_time() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    cases = [Case([(1, 400 + 50 * i), (30, 60)], 4, 2, 64, seed=i) for i in range(4)]
+    expected = [case.fused("cpu")[0] for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for out, wanted in zip(pool.map(lambda case: case.fused("cpu")[0], cases), expected, strict=True):
+                assert torch.equal(out, wanted)
+
+
+def test_too_many_argument_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="argument words"):
+        launch.packer("200q")

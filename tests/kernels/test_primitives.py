@@ -1,0 +1,237 @@
+"""The two forms of each primitive, compiled and plain Python, do the same to memory."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from kernel_case import INTERPRETED
+from numba import types
+
+from octavo.kernels import noise
+from octavo.kernels.cpu import draws, tiles  # noqa: F401  (they add to the table of primitives)
+from octavo.kernels.cpu.emitter import BF16, F16, F32
+from octavo.kernels.cpu.primitives import GELU, PRIMITIVES, SILU
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="there is one form only")
+
+SIZE = 40_000
+"""Floats of the memory that a primitive may work on."""
+
+
+@cache
+def compiled() -> Callable[[int], None]:
+    """Every primitive in one function: words at its address choose one and hold the arguments."""
+    globals_: dict[str, Any] = {}
+    lines = ["def run(p):", "    which = load_i64(p)"]
+    for needed in ("load_i64", "load_f64", "store_i64", "store_f32", "as_f32"):
+        globals_[needed] = PRIMITIVES[f"_{needed}"].typed()
+    for number, primitive in enumerate(PRIMITIVES.values()):
+        globals_[f"primitive_{number}"] = primitive.typed()
+        read = {"i": "load_i64(p + {})", "d": "load_f64(p + {})", "f": "as_f32(load_f64(p + {}))"}
+        arguments = ", ".join(read[letter].format(8 * i) for i, letter in enumerate(primitive.signature[1:], start=2))
+        call = f"primitive_{number}({arguments})"
+        keep = {"v": call, "i": f"store_i64(p + 8, {call})", "f": f"store_f32(p + 8, {call})"}
+        keep["d"] = f"store_f32(p + 8, as_f32({call}))"
+        lines += [f"    if which == {number}:", f"        {keep[primitive.signature[0]]}"]
+    exec("\n".join(lines), globals_)
+    function = numba.cfunc(types.void(types.int64), nopython=True, error_model="numpy")(globals_["run"])
+    call = ctypes.CFUNCTYPE(None, ctypes.c_int64)(function.address)
+    compiled.keep = function  # type: ignore[attr-defined]  # the code lives as long as this
+    return call
+
+
+@dataclass
+class At:
+    """An address: so many floats into the memory."""
+
+    floats: int
+
+
+def run_both(name: str, memory: np.ndarray, arguments: list[Any]) -> tuple[Any, np.ndarray, Any, np.ndarray]:
+    """What the Python form returns and leaves in memory, then the same of the compiled form."""
+    primitive = PRIMITIVES[name]
+    outcomes: list[Any] = []
+    for is_compiled in (False, True):
+        own = memory.copy()
+        values = [own.ctypes.data + 4 * a.floats if isinstance(a, At) else a for a in arguments]
+        if not is_compiled:
+            with np.errstate(all="ignore"):
+                result = primitive.python(*values)
+        else:
+            words = np.zeros(2 + len(values), np.int64)
+            words[0] = list(PRIMITIVES).index(name)
+            for i, (letter, value) in enumerate(zip(primitive.signature[1:], values, strict=True), start=2):
+                if letter == "i":
+                    words[i] = value
+                else:
+                    words[i : i + 1].view(np.float64)[0] = value
+            compiled()(words.ctypes.data)
+            kind = primitive.signature[0]
+            result = {"v": None, "i": int(words[1])}.get(kind, float(words[1:2].view(np.float32)[0]))
+        outcomes += [result, own]
+    return tuple(outcomes)
+
+
+def noise_memory(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(SIZE).astype(np.float32)
+
+
+def cases() -> dict[str, tuple[str, list[Any]]]:
+    made: dict[str, tuple[str, list[Any]]] = {}
+
+    def add(name: str, *arguments: Any) -> None:
+        made[f"{name}-{len(made)}"] = (f"_{name}", list(arguments))
+
+    add("load_i64", At(3 * 2))
+    add("load_i32", At(3))
+    add("load_f64", At(3 * 2))
+    add("load_f32", At(3))
+    add("store_i64", At(4), -(2**40))
+    add("store_i32", At(5), -7)
+    add("store_f32", At(5), 1.25)
+    add("fetch_add", At(4), 5)
+    add("as_f32", 1 / 3)
+    add("finalize", -123456789)
+    add("copy_bytes", At(10), At(12), 1001)
+    add("copy_bytes", At(12), At(10), 1001)
+    add("prefetch", At(10), 1001)
+    add("exponential", -3.7)
+    for count in (0, 1, 15, 16, 17, 100):
+        add("sum_squares", At(3), count)
+        add("fill", At(3), 2.5, count)
+        add("scale_weighted", At(0), At(200), 0.7, 1.0, count)
+        add("scale", At(0), -1.5, count)
+        add("blend", At(0), 0.3, At(200), 0.9, count)
+        add("rotate", At(0), At(500), count)
+        add("shift_divide", At(0), 0.5, 0.7, At(300), count)
+        add("largest", At(7), count)
+        add("first_equal", At(0), count, 123.0)
+        for dtype in (F32, BF16, F16):
+            add("widen", dtype, At(0), At(300), count)
+            add("narrow", dtype, At(0), At(300), count)
+            add("add_round", dtype, At(0), At(300), At(600), count)
+            for kind in (SILU, GELU):
+                add("gate", dtype, kind, At(0), At(300), At(600), count)
+        if count:
+            add("weigh", At(0), 0.5, 0, count)
+            add("weigh", At(0), 0.5, At(300), count)
+            add("pick", At(0), count, 0.3, At(300))
+            add("spread", At(0), At(300), 5, count)
+            add("collect", At(0), 5, At(900), count)
+            for softcap in (0.0, 2.0):
+                add("softmax", At(0), count, softcap, At(300))
+    for count in (64, 65, 200, 640):
+        add("group_largest", At(1), count, At(1000))
+    for dtype in (F32, BF16, F16):
+        for group in (1, 2, 3, 4):
+            for keys, dim in ((1, 16), (7, 80), (16, 64)):
+                add("dots", dtype, At(0), 4 * 128, group, At(1000), keys, dim, At(8000), 4 * 32)
+                add("weighted_sum", dtype, At(0), 4 * 128, group, At(1000), keys, dim, At(8000), 4 * 128)
+    for vectors in (1, 2, 3, 4):
+        for alpha in (0, At(30000)):
+            add("product", At(0), 50, 1, 16, 37, At(2000), At(9000), 64, vectors, alpha)
+            add("product", At(0), 1, 50, 16, 37, At(2000), At(9000), 64, vectors, alpha)
+    add("words", -3, 2**33 + 9, 12, At(100))
+    return made
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_both_forms_agree(case: str) -> None:
+    name, arguments = CASES[case]
+    memory = noise_memory()
+    if name in ("_dots", "_weighted_sum", "_widen", "_gate", "_add_round") and arguments[0] != F32:
+        # arbitrary bits would hold infinities: rows of the dtype are made of small numbers
+        own = memory.copy()
+        if arguments[0] == F16:
+            memory.view(np.float16)[:] = np.random.default_rng(1).standard_normal(2 * SIZE)
+        else:
+            memory.view(np.uint16)[:] = np.concatenate((own, own[::-1])).view(np.uint32) >> 16
+        if name in ("_dots", "_weighted_sum"):
+            memory[:1000], memory[8000:] = own[:1000], own[8000:]
+    if name == "_first_equal" and arguments[1] > 10:
+        memory[arguments[1] - 3] = 123.0
+    result, left, compiled_result, compiled_left = run_both(name, memory, arguments)
+    if result is not None:
+        assert compiled_result == pytest.approx(result, rel=3e-6, nan_ok=True)
+    if name == "_pick":
+        # what lies behind those picked is unspecified
+        left[300 + int(result) : 400] = compiled_left[300 + int(result) : 400] = 0
+    if name in ("_narrow", "_add_round", "_copy_bytes", "_words", "_store_i64", "_fetch_add", "_store_i32"):
+        assert (left.view(np.uint32) == compiled_left.view(np.uint32)).all()
+        return
+    if name == "_gate" and arguments[0] != F32:
+        # rounded from sums that differ in their last place: a unit of the dtype apart at most
+        a, b = (x.view(np.uint16).astype(np.int64) for x in (left, compiled_left))
+        assert np.abs(a - b).max() <= 1
+        return
+    np.testing.assert_allclose(compiled_left, left, rtol=2e-5, atol=2e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("masked", [0, 1])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_both_forms_of_the_tiles_softmax_agree(masked: int, softcap: float, vectors: int) -> None:
+    memory = noise_memory()
+    memory[20000 : 20000 + 64].view(np.int32)[:] = np.arange(64) + 90
+    memory[10000:10064] = tiles.LOWEST
+    memory[10000:10016] = 0.5
+    arguments = [At(0), 64, 33, vectors, 100, At(20000), 20, masked, softcap, At(10000)]
+    _, left, _, compiled_left = run_both("_tile_softmax", memory, arguments)
+    np.testing.assert_allclose(compiled_left, left, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("floor", [-math.inf, -1.0, 0.0])
+@pytest.mark.parametrize("groups", [1, 9])
+def test_both_forms_of_the_draw_agree(floor: float, groups: int) -> None:
+    memory = noise_memory(3)
+    memory[:1000] = memory[:1000].round(1)
+    memory[2000] = -math.inf
+    memory[2002:2004].view(np.int64)[0] = -1
+    top = float(memory[: 64 * groups].max())
+    arguments = [At(0), groups, 640, top, 0.8, floor, 900, 77, 5, At(2000)]
+    _, left, _, compiled_left = run_both("_perturbed_best", memory, arguments)
+    assert left[2002:2004].view(np.int64)[0] == compiled_left[2002:2004].view(np.int64)[0] >= 0
+    assert compiled_left[2000] == pytest.approx(left[2000], abs=1e-5)
+
+
+def test_compiled_words_are_the_specifications() -> None:
+    seed, index, position = 2**63 + 5, 3, 2**32 + 17
+    low, high = noise.fold_key(seed, index)
+    key = low | high << 32
+    memory = np.zeros(SIZE, np.float32)
+    _, _, _, left = run_both("_words", memory, [key - (1 << 64) if key >> 63 else key, position, 25, At(0)])
+    expected = [noise.word(seed, index, position, token) for token in range(100, 164)]
+    assert left[:64].view(np.uint32).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_rounding_to_half_words_is_to_nearest_even_and_keeps_nan(dtype: int) -> None:
+    special = [math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e30, -1e30, 1.00390625, 1.01171875, 1e-40, 65519.0]
+    memory = np.zeros(SIZE, np.float32)
+    memory[:12] = special
+    memory[12:] = np.random.default_rng(0).integers(0, 2**32, SIZE - 12, dtype=np.uint32).view(np.float32)
+    count = 10_000
+    with np.errstate(all="ignore"):
+        _, _, _, left = run_both("_narrow", memory, [dtype, At(0), At(20_000), count])
+    torch_dtype = torch.bfloat16 if dtype == BF16 else torch.float16
+    expected = torch.from_numpy(memory[:count]).to(torch_dtype)
+    rounded = torch.from_numpy(left[20_000 : 20_000 + count // 2].copy()).view(torch_dtype)
+    assert torch.equal(rounded.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(rounded.isnan(), expected.isnan())
+
+
+def test_every_primitive_has_a_case() -> None:
+    tested = {name for name, _ in CASES.values()} | {"_tile_softmax", "_perturbed_best"}
+    assert set(PRIMITIVES) == tested
