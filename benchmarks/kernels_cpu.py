@@ -170,7 +170,7 @@ def row_kernels(dtype: torch.dtype, rounds: int) -> list[tuple[str, ...]]:
     kernels = load("cpu")
     rows = []
     size = dtype.itemsize
-    for model, (_, heads, kv_heads, dim, hidden, inner, _) in MODELS.items():
+    for model, (_, _, _, _, hidden, inner, _) in MODELS.items():
         for count in (1, 32, 256):
             x, residual, out = (torch.randn(count, hidden).to(dtype) for _ in range(3))
             weight = torch.ones(hidden, dtype=dtype)

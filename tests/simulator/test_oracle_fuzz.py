@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import pytest
-
 from oracle_case import random_case
 
 CASES = int(os.environ.get("OCTAVO_FUZZ_CASES", "600"))

@@ -1,0 +1,1 @@
+"""Recorders of plans. The engine knows them only as a Protocol (``octavo.engine.engine.Recorder``)."""
