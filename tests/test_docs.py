@@ -62,6 +62,13 @@ def test_examples_run(example: Path) -> None:
     assert len(done.stdout) > 100
 
 
+def test_the_cache_of_the_api_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    section = page.split("\n## PagedKVCache\n")[1]
+    exec(section.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.startswith("30 [")
+
+
 def test_the_readmes_line_of_python_runs() -> None:
     [code] = re.findall(r"^\.venv/bin/python -c '(.*)'$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
