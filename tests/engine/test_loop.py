@@ -14,6 +14,8 @@ from engine_case import Wrapped, assert_clean, finish, oracle_engine
 from octavo import EngineConfig, LLMEngine, SamplingParams
 from octavo.errors import EngineError, UnknownRequestError
 from octavo.plan import StepPlan
+from octavo.recorder import RunLog, read_log
+from octavo.recorder.run_log import scheduler_config
 from octavo.simulator.oracle import OracleExecutor
 
 DRAWN = SamplingParams(seed=9, max_tokens=20, ignore_eos=True)
@@ -222,17 +224,14 @@ def test_a_closed_engine_says_so(tiny_llama: Path) -> None:
         engine.step()
 
 
-def test_a_recorder_sees_every_plan(tiny_llama: Path) -> None:
-    plans: list[StepPlan] = []
-
-    class Recorder:
-        def write(self, plan: StepPlan) -> None:
-            plans.append(plan)
-
+def test_a_run_log_holds_every_plan(tiny_llama: Path, tmp_path: Path) -> None:
     executor = OracleExecutor(60, 4, vocab_size=384, max_model_len=240)
     config = EngineConfig(model=str(tiny_llama), block_size=4, num_blocks=60)
-    with LLMEngine(config, recorder=Recorder(), executor=executor) as engine:
+    with RunLog(tmp_path / "run.jsonl") as log, LLMEngine(config, recorder=log, executor=executor) as engine:
         engine.generate("A king", DRAWN)
+    header, written = read_log(tmp_path / "run.jsonl")
+    plans = list(written)
+    assert scheduler_config(header) == engine.scheduler.config
     assert [plan.step for plan in plans] == list(range(20))
     assert plans[0].num_tokens == len(engine.tokenizer.encode("A king"))
     assert all(plan.num_tokens == 1 for plan in plans[1:])

@@ -25,7 +25,10 @@ from octavo.scheduler import Scheduler
 
 
 class Recorder(Protocol):
-    """Whoever wants to see the plans."""
+    """Whoever wants to see the plans (for one, :class:`octavo.recorder.RunLog`)."""
+
+    def begin(self, config: SchedulerConfig) -> None:
+        """Take down what the plans to come depend on."""
 
     def write(self, plan: StepPlan) -> None:
         """Take down a plan, before it runs."""
@@ -71,6 +74,8 @@ class LLMEngine:
         self._executor = executor
         self.facts: ModelFacts = executor.facts
         self.scheduler = Scheduler(SchedulerConfig.of(self.config, self.facts))
+        if recorder is not None:
+            recorder.begin(self.scheduler.config)
         self._admission = Admission(self.facts, self.tokenizer, generation_defaults(folder), self.config)
         self._builder = OutputBuilder(self.tokenizer)
         self._recorder = recorder

@@ -1,1 +1,5 @@
-"""Recorders of plans. The engine knows them only as a Protocol (``octavo.engine.engine.Recorder``)."""
+"""The run log: what an engine decided, step by step, written down as it happens."""
+
+from octavo.recorder.run_log import RunLog, read_log
+
+__all__ = ["RunLog", "read_log"]
