@@ -89,6 +89,18 @@ def test_a_prompt_is_admitted_when_the_whole_of_it_fits() -> None:
     over.check_outputs()
 
 
+def test_a_newcomer_leaves_those_above_a_block_to_grow() -> None:
+    """Else it would be admitted into their next block, and preempted for it at once."""
+    over = case(num_blocks=6)
+    first, second = add(over, [1] * 12, max_tokens=8), add(over, [2] * 12, max_tokens=4)
+    over.step()
+    assert over.scheduler.memory.num_free == 3  # just what the second one's prompt takes
+    assert over.scheduler.residency.waiting[0][1] is second
+    over.drain()
+    assert (first.num_preemptions, second.num_preemptions) == (0, 0)
+    over.check_outputs()
+
+
 def test_nobody_overtakes_one_who_waits_for_memory() -> None:
     over = case(num_blocks=10)
     add(over, [1] * 25, max_tokens=12)
