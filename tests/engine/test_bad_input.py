@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import make_checkpoint, write_tokenizer
+from engine_case import assert_clean
 
 from octavo import LLM, EngineConfig, LLMEngine, SamplingParams
 from octavo.errors import (
@@ -29,6 +30,7 @@ from octavo.errors import (
     UnsupportedModelError,
     WeightsError,
 )
+from octavo.simulator.oracle import OracleExecutor
 
 NAN, INFINITY = float("nan"), float("inf")
 GOOD = [5, 6, 7]
@@ -199,6 +201,31 @@ def test_what_is_known_only_at_the_end_cannot_be_streamed(engine: LLMEngine) -> 
     bystander.is_undisturbed()
 
 
+@pytest.mark.parametrize("messages", [[], "hello", {"role": "user", "content": "x"}, 5, [[]], [5], [{"role": "user"}]])
+def test_messages_that_are_no_conversation(engine: LLMEngine, messages: Any) -> None:
+    bystander = Bystander(engine)
+    with pytest.raises(RequestError):
+        LLM.over(engine).chat(messages)
+    bystander.is_undisturbed()
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"bytes", {"role": "user"}, [], ""])
+def test_prompts_that_cannot_be_streamed(engine: LLMEngine, prompt: Any) -> None:
+    bystander = Bystander(engine)
+    with pytest.raises(RequestError):
+        LLM.over(engine).stream(prompt)
+    bystander.is_undisturbed()
+
+
+def test_a_tokenizer_of_another_model(tiny_llama: Path) -> None:
+    config = EngineConfig(model=str(tiny_llama), block_size=4, num_blocks=60)
+    with LLMEngine(config, executor=OracleExecutor(60, 4, vocab_size=100, max_model_len=200)) as engine:
+        with pytest.raises(InvalidTokenError, match="do not belong together"):
+            engine.generate("the king")
+        assert len(engine.generate([[5, 99]], max_tokens=3)[0].outputs[0].token_ids) == 3
+        assert_clean(engine)
+
+
 def test_the_longest_prompt_that_fits_is_served(engine: LLMEngine) -> None:
     output = engine.generate([[5] * 511], temperature=0.0, ignore_eos=True, max_tokens=100)[0]
     assert len(output.outputs[0].token_ids) == 1  # up to the end of the context
@@ -287,3 +314,13 @@ def test_a_pool_smaller_than_the_context_serves_what_fits(tmp_path: Path) -> Non
             engine.generate([[5] * 48])
         with pytest.raises(RequestTooLargeError, match="can never fit the block pool, which holds 48 tokens"):
             engine.generate([[5] * 40], max_tokens=9)
+
+
+def test_a_tokenizer_needs_no_model_beside_it(tiny_llama: Path, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, 300)
+    with LLMEngine(
+        EngineConfig(model=str(tiny_llama), tokenizer=str(tmp_path), num_blocks=20, dtype="float32", num_threads=1)
+    ) as engine:
+        assert engine.tokenizer.folder == tmp_path
+    with pytest.raises(ModelNotFoundError, match=r"tokenizer\.json"):
+        LLM(str(tiny_llama), tokenizer=str(tmp_path.parent), num_blocks=20)

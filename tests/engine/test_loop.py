@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from engine_case import Wrapped, assert_clean, finish, oracle_engine
 
-from octavo import EngineConfig, LLMEngine, SamplingParams
+from octavo import LLM, EngineConfig, LLMEngine, SamplingParams
 from octavo.errors import EngineError, UnknownRequestError
 from octavo.plan import StepPlan
 from octavo.recorder import RunLog, read_log
@@ -135,6 +135,28 @@ def test_ctrl_c_in_generate_leaves_nothing_behind(tiny_llama: Path, depth: int) 
         assert engine._executor.steps < 13  # type: ignore[attr-defined]
         assert len(engine.generate("A king", max_tokens=50)[0].outputs[0].token_ids) == 50
         assert_clean(engine)
+
+
+def test_ctrl_c_in_a_stream_leaves_nothing_behind(tiny_llama: Path) -> None:
+    with oracle_engine(tiny_llama, executor=Interrupted) as engine:
+        with pytest.raises(KeyboardInterrupt):
+            list(LLM.over(engine).stream("A king", DRAWN))
+        assert_clean(engine)
+
+
+def test_a_second_ctrl_c_does_not_wait(tiny_llama: Path) -> None:
+    class Impatient(Wrapped):
+        def submit(self, plan: StepPlan) -> Any:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("never reached")
+
+    engine = oracle_engine(tiny_llama, executor=Impatient)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate("A king", DRAWN)
+    with pytest.raises(EngineError, match="the engine cannot go on"):  # half a step was done
+        engine.generate("A king", DRAWN)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_loses_nothing_of_a_request_by_hand(tiny_llama: Path) -> None:

@@ -117,6 +117,11 @@ class Admission:
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             ids = self._tokenizer.encode(prompt)
+            if ids and max(ids) >= self._facts.vocab_size:
+                raise InvalidTokenError(
+                    f"the tokenizer gives token id {max(ids)}, but the model knows 0 to {self._facts.vocab_size - 1}: "
+                    "they do not belong together; set tokenizer= to the model's own"
+                )
         elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | Mapping):
             ids = [self._token_id(item, "prompt token id") for item in prompt]
         else:

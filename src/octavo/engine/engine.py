@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, cast
 
@@ -65,8 +66,7 @@ class LLMEngine:
     ) -> None:
         self.config = config or EngineConfig()
         folder = resolve_model(self.config.model, self.config.revision, progress)
-        tokens_from = self.config.tokenizer
-        self.tokenizer = Tokenizer.load(resolve_model(tokens_from, progress=progress) if tokens_from else folder)
+        self.tokenizer = Tokenizer.load(_tokenizer_folder(self.config.tokenizer, progress) or folder)
         if executor is None:
             # By name, for torch is imported with it, and only when an engine is really made.
             factory = importlib.import_module("octavo.executor.factory")
@@ -337,6 +337,13 @@ class LLMEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _tokenizer_folder(name: str | None, progress: Progress | None) -> Path | None:
+    if name is None:
+        return None
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else resolve_model(name, progress=progress)  # a tokenizer needs no config.json
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

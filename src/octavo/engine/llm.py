@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from octavo.config import EngineConfig
 from octavo.engine.admission import Prompt, sampling_params
@@ -99,8 +99,8 @@ class LLM:
             raise UnsupportedError(
                 "best_of > n cannot be streamed, the choice is made at the end: use generate(), or leave best_of out"
             )
-        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
-            prompt = self._render(prompt)  # type: ignore[arg-type]
+        if isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], Mapping):
+            prompt = self._render(cast(Messages, prompt))
         name = self.engine.add_request(prompt, given)  # type: ignore[arg-type]
         return self._deltas(name)
 
