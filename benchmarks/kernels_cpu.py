@@ -22,8 +22,6 @@ from rich.table import Table
 
 from octavo.kernels import AttentionMetadata, KvLayout, load
 
-CLOCK = time.perf_counter
-
 MODELS = {  # layers, query heads, KV heads, head size, hidden, intermediate, vocabulary
     "SmolLM2-135M": (30, 9, 3, 64, 576, 1536, 49152),
     "Qwen3-0.6B": (28, 16, 8, 128, 1024, 3072, 151936),
@@ -36,10 +34,10 @@ def microseconds(actions: list[Callable[[], object]], rounds: int, calls: int) -
     times: list[list[float]] = [[] for _ in actions]
     for _ in range(rounds):
         for action, taken in zip(actions, times, strict=True):
-            begin = CLOCK()
+            begin = time.perf_counter()
             for _ in range(calls):
                 action()
-            taken.append((CLOCK() - begin) / calls * 1e6)
+            taken.append((time.perf_counter() - begin) / calls * 1e6)
     return [statistics.median(taken) for taken in times]
 
 
@@ -91,6 +89,7 @@ class Attention:
         self.kernels = load("cpu")
 
     def kernel(self) -> None:
+        """The next layer, by the kernel."""
         self.layer = (self.layer + 1) % self.layers
         self.kernels.fused_attention(
             self.qkv, self.norm, self.norm, 1e-6, self.cos_sin, self.kv, self.layer, self.meta, self.dim**-0.5,
@@ -98,6 +97,7 @@ class Attention:
         )  # fmt: skip
 
     def eager(self) -> None:
+        """The next layer, by torch's operators."""
         self.layer = (self.layer + 1) % self.layers
         meta, dim = self.meta, self.dim
         q, k, v = self.qkv.view(-1, self.heads + 2 * self.kv_heads, dim).split(
@@ -273,23 +273,23 @@ def main() -> None:
     torch.manual_seed(0)
     kernels = load("cpu")
     kernels.set_num_threads(options.threads)
-    begin = CLOCK()
+    begin = time.perf_counter()
     kernels.warm_up()
     print(
         f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}, {dtype}"
     )
-    print(f"kernels ready after {CLOCK() - begin:.1f} s")
+    print(f"kernels ready after {time.perf_counter() - begin:.1f} s")
     table = Table("kernel", "shape", "us", "GB/s", "GFLOP/s", "eager us", "faster")
+    parts = {
+        "attention": lambda: attention_rows(dtype, options.rounds),
+        "rows": lambda: row_kernels(dtype, options.rounds),
+    }
+    parts["sampling"] = lambda: sampling_rows(options.rounds)
     with torch.inference_mode():
-        if options.only in (None, "attention"):
-            for row in attention_rows(dtype, options.rounds):
-                table.add_row(*row)
-        if options.only in (None, "rows"):
-            for row in row_kernels(dtype, options.rounds):
-                table.add_row(*(*row[:4], *row[4:]))
-        if options.only in (None, "sampling"):
-            for row in sampling_rows(options.rounds):
-                table.add_row(*row)
+        for name, measure in parts.items():
+            if options.only in (None, name):
+                for row in measure():
+                    table.add_row(*row)
     Console(width=130).print(table)
 
 

@@ -227,3 +227,32 @@ def test_threads_change_no_draw() -> None:
     two = backend("cpu").sample(logits, *call)
     torch.set_num_threads(1)
     assert torch.equal(two, backend("cpu").sample(logits, *call))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize(("k", "p", "min_p"), [(0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.5, 0.0), (90, 0.5, 0.1)])
+def test_a_spoilt_row_ends_nothing_and_spoils_no_other(
+    name: str, poison: float, everywhere: bool, k: int, p: float, min_p: float
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 100)
+    call = arguments(1.0, k, p, min_p, torch.arange(3))
+    expected = backend(name).sample(logits, *call)
+    logits[1, 0 if everywhere else 40 :] = poison
+    tokens = backend(name).sample(logits, *call)
+    assert 0 <= tokens[1] < 100
+    assert tokens[::2].tolist() == expected[::2].tolist()
+    ids, _ = backend(name).top_logprobs(logits, 70)
+    assert ids.min() >= 0
+    assert ids.max() < 100
+    assert backend(name).log_softmax_gather(logits, torch.tensor([1, 2, 3]))[::2].isfinite().all()
+
+
+def test_the_log_probability_of_no_token_is_nan() -> None:
+    assert backend("cpu").log_softmax_gather(torch.zeros(3, 8), torch.tensor([-1, 8, 7])).isnan().tolist() == [
+        True,
+        True,
+        False,
+    ]

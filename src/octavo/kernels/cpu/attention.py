@@ -79,6 +79,10 @@ LANES = 64
 TILE_KEYS = 64
 """Keys that a tile takes at a time."""
 
+SMALL_DECODE, SMALL_TILES, SMALL_WRITE = 200_000, 1_000_000, 30_000
+"""Products of queries and keys (decode, tiles) and items (write) that one thread does in some 20 microseconds: for
+fewer, others are not called. They could save little, and where cores are shared a thread that is called may be late."""
+
 DECODE = -1
 """Stands in the schedule for a sequence that is decoded."""
 
@@ -521,9 +525,10 @@ def make_plan(
             counters = 8 * pairs
         tasks = pairs * (parts or 1)
         shared = counters + tasks * 4 * group * (dim + 2) if parts else 0
-        busy = threads if pairs * group * dim * sees > SMALL else 1
+        busy = threads if pairs * group * dim * sees > SMALL_DECODE else 1
     else:
-        mode, tasks, busy = TILES, 0, threads
+        mode, tasks = TILES, 0
+        busy = threads if batch.num_rows * num_heads * dim * sees > SMALL_TILES else 1
         padded = -(-dim // WIDTH) * WIDTH
         words = max(words, 4 * (2 * padded * LANES + TILE_KEYS * (LANES + padded) + 4 * LANES + 3 * dim))
         shared = 16 * (2 * batch.num_seqs + batch.num_rows * group // LANES)
@@ -532,7 +537,7 @@ def make_plan(
         mode,
         tasks,
         busy,
-        threads if batch.num_rows * kv_heads * dim > SMALL else 1,
+        threads if batch.num_rows * kv_heads * dim > SMALL_WRITE else 1,
         counters,
         shared + 63 & -64,
         words + 127 & -64,
@@ -557,10 +562,6 @@ def make_plan(
             0,
         ),
     )
-
-
-SMALL = 20000
-"""Multiply-adds below which one thread is quicker than two."""
 
 
 class Plans:
@@ -767,7 +768,7 @@ def write_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, layer: int, slo
     if k.shape[1:] != (kv_heads, dim):
         raise ValueError(f"k is {tuple(k.shape)}: kv holds {kv_heads} heads of {dim}")
     address = checks.vector("slots", slots, torch.int64, rows)
-    threads = num_threads() if rows * kv_heads * dim > SMALL else 1
+    threads = num_threads() if rows * kv_heads * dim > SMALL_WRITE else 1
     stride = 12 * dim + 127 & -64
     arguments = ARGUMENTS.here
     _pack(

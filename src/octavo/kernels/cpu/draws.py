@@ -86,7 +86,8 @@ def shift_divide(e: Emitter, x: Value, shift: Value, divisor: Value, target: Val
 
 
 def _weigh(x: int, shift: float, target: int, count: int) -> float:
-    weights = np.exp(floats(x, count) - np.float32(shift))
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(floats(x, count) - np.float32(shift))
     if target:
         floats(target, count)[:] = weights
     return float(weights.sum(dtype=np.float64))

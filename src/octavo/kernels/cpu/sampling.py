@@ -51,8 +51,8 @@ from octavo.kernels.cpu.primitives import (
 )
 from octavo.kernels.cpu.tiles import exponential
 
-SMALL = 30000
-"""Logits below which one thread is quicker than two."""
+SMALL = 40_000
+"""Logits that one thread looks at in some 20 microseconds: for fewer, others are not called."""
 
 (LOGITS, STRIDE, VOCAB, TEMPERATURE, TOP_K, TOP_P, MIN_P, SEEDS, INDEXES, POSITIONS, TOKENS, VALUES, COUNT, TOTALS) = (
     range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 14, 8)
@@ -101,6 +101,8 @@ def select(values: int, weights: int, count: int, wanted: float) -> tuple[float,
     value is in the run. Quickselect (Hoare, 1961): the row is reordered."""
     so_far = 0.0
     random = 1
+    if count == 0:
+        return as_f32(-math.inf), 0, 0
     while True:
         random = (random * 1103515245 + 12345) & 0x7FFFFFFF
         pivot = load_f32(values + 4 * ((random >> 8) % count))
@@ -167,16 +169,13 @@ def floor_of(x: int, vocab: int, k: int, p: float, least_ratio: float, memory: i
             mass -= float(exponential(as_f32(floor))) * (equal - needed)
         else:
             mass = weigh(x, 0.0, 0, vocab)
-            count, held, depth = 0, -1.0, -3.0
-            while held < p * mass and count < vocab:
+            depth = -3.0
+            while True:
                 # most of the mass lies near the top: take deeper candidates only while it does not
                 count = pick(x, vocab, as_f32(depth), memory)
-                held = weigh(memory, 0.0, weights, count)
-                depth = depth * 2.0 if depth > -20.0 else -math.inf
-                if depth < -100.0 and count < vocab and held < p * mass:
-                    count = pick(x, vocab, as_f32(-math.inf), memory)
-                    held = weigh(memory, 0.0, weights, count)
+                if weigh(memory, 0.0, weights, count) >= p * mass or depth == -math.inf:
                     break
+                depth = depth * 2.0 if depth > -20.0 else -math.inf
         value, some, all_ = select(memory, weights, count, p * mass)
         if float(value) > floor or some < needed or needed == 0:
             floor, needed, equal = float(value), some, all_
@@ -206,7 +205,8 @@ def sample_rows(p: int) -> None:
         logits = load_i64(p + LOGITS) + row * load_i64(p + STRIDE)
         top = largest(logits, vocab)
         temperature = load_f32(load_i64(p + TEMPERATURE) + 4 * row)
-        if temperature == 0.0:
+        if temperature == 0.0 or math.isinf(top):
+            # (logits that are all excluded, or infinite, leave nothing to draw)
             token = first_equal(logits, vocab, top)
             store_i64(load_i64(p + TOKENS) + 8 * row, token if token < vocab else 0)
             continue
@@ -244,7 +244,8 @@ def gather_logprobs(p: int) -> None:
         logits = load_i64(p + LOGITS) + row * load_i64(p + STRIDE)
         top = largest(logits, vocab)
         total = math.log(weigh(logits, top, 0, vocab))
-        picked = load_f32(logits + 4 * load_i64(load_i64(p + TOKENS) + 8 * row))
+        token = load_i64(load_i64(p + TOKENS) + 8 * row)
+        picked = load_f32(logits + 4 * token) if 0 <= token < vocab else as_f32(math.nan)
         store_f32(load_i64(p + VALUES) + 4 * row, as_f32(float(picked) - float(top) - total))
 
 
@@ -273,6 +274,10 @@ def likeliest(p: int) -> None:
             store_i64(tokens + 8 * found, token)
             store_f32(values + 4 * found, value)
             found += 1
+        for place in range(found, k):
+            # NaN took the others' places
+            store_i64(tokens + 8 * place, 0)
+            store_f32(values + 4 * place, as_f32(math.nan))
 
 
 # ---------------------------------------------------------------- entries
@@ -299,7 +304,7 @@ def sample(
     top_p and min_p leave, or the plain arg-max (first of equals) where temperature is 0.
 
     Args:
-        logits: float32 [B, V], free of NaN and +inf; -inf excludes a token.
+        logits: float32 [B, V]; -inf excludes a token. What is drawn from a row with NaN or +inf is unspecified.
         temperature: float32 [B], 0 is greedy.
         top_k: int32 [B], 0 keeps all.
         top_p: float32 [B], 1 keeps all. Of the tokens top_k left, renormalised, the shortest run in descending order
@@ -345,7 +350,8 @@ def sample(
 
 
 def log_softmax_gather(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probability of ``tokens`` int64 [B], each in [0, V), under ``logits`` float32 [B, V]: float32 [B].
+    """Log-probability of ``tokens`` int64 [B] under ``logits`` float32 [B, V]: float32 [B]; NaN for a token outside
+    [0, V).
 
     Raises:
         ValueError: a tensor's shape, dtype or layout is not as described.

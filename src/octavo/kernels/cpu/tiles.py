@@ -90,16 +90,20 @@ def dots(
                     total.set(v.fma(query, line, total.get()))
         return [[total.get() for total in row] for row in sums]
 
-    def folded(x: Value) -> Value:
-        """16 floats to 4."""
-        for n in (8, 4):
-            low, high = (b.shuffle_vector(x, x, _mask(range(start, start + n))) for start in (0, n))
-            x = b.fadd(low, high)
-        return x
+    def half(x: Value, y: Value, size: int) -> Value:
+        """Add the halves of each run of ``size`` floats, of x and then of y."""
+        starts = range(0, 2 * WIDTH, size)
+        low = [start + i for start in starts for i in range(size // 2)]
+        return b.fadd(
+            b.shuffle_vector(x, y, _mask(low)), b.shuffle_vector(x, y, _mask(place + size // 2 for place in low))
+        )
 
-    def paired(x: Value, y: Value) -> Value:
-        """The 4-vectors x and y to (x0 + x2, y0 + y2, x1 + x3, y1 + y3)."""
-        return b.fadd(b.shuffle_vector(x, y, _mask((0, 4, 1, 5))), b.shuffle_vector(x, y, _mask((2, 6, 3, 7))))
+    def four_totals(x: list[Value]) -> Value:
+        """The sums of four vectors, each in the order of ``Emitter.total``."""
+        y = half(half(x[0], x[1], 16), half(x[2], x[3], 16), 8)
+        for distance in (2, 1):
+            y = b.fadd(y, b.shuffle_vector(y, y, _mask(min(i + distance, WIDTH - 1) for i in range(WIDTH))))
+        return b.shuffle_vector(y, y, _mask(range(0, WIDTH, 4)))
 
     for heads in range(1, MAX_GROUP + 1):
         with e.when(b.icmp_signed("==", group, e.const(heads))):
@@ -107,12 +111,8 @@ def dots(
                 whole = b.and_(keys, e.const(-_DOT_KEYS))
                 with e.loop(e.const(0), whole, _DOT_KEYS) as j:
                     for g, row in enumerate(products(kind, heads, j, _DOT_KEYS)):
-                        x = [folded(total) for total in row]
-                        left, right = paired(x[0], x[1]), paired(x[2], x[3])
-                        low = b.shuffle_vector(left, right, _mask((0, 1, 4, 5)))
-                        high = b.shuffle_vector(left, right, _mask((2, 3, 6, 7)))
                         target = e.at(b.add(scores, b.mul(e.const(g), score_stride)), j, 4)
-                        b.store(b.fadd(low, high), b.inttoptr(target, quad.as_pointer()), align=4)
+                        b.store(four_totals(row), b.inttoptr(target, quad.as_pointer()), align=4)
                 with e.loop(whole, keys, 1) as j:
                     for g, row in enumerate(products(kind, heads, j, 1)):
                         target = b.add(scores, b.mul(e.const(g), score_stride))

@@ -41,7 +41,7 @@ def sample(
     :func:`keep` leaves, or the plain arg-max (first of equals) where temperature is 0.
 
     Args:
-        logits: float32 [B, V], free of NaN and +inf; -inf excludes a token.
+        logits: float32 [B, V]; -inf excludes a token. What is drawn from a row with NaN or +inf is unspecified.
         temperature: float32 [B], 0 is greedy.
         top_k: int32 [B], 0 keeps all.
         top_p: float32 [B], 1 keeps all.
