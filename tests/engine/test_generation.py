@@ -82,6 +82,15 @@ def test_stop_strings_end_the_text_across_tokens(engine: LLMEngine) -> None:
     assert held.outputs[0].finish_reason == "length"
 
 
+def test_a_stop_string_that_only_the_end_completes(engine: LLMEngine) -> None:
+    """Half a character is held back; when nothing more comes it is U+FFFD, which may be what ends the text."""
+    half = next(token for token in range(2, 384) if engine.tokenizer.id_to_token(token) == "\u00c3")  # the byte C3
+    params = SamplingParams(max_tokens=1, ignore_eos=True, allowed_token_ids=[half])
+    assert engine.generate(PROMPT, params)[0].text == "\ufffd"
+    stopped = engine.generate(PROMPT, params, stop="\ufffd")[0]
+    assert (stopped.text, stopped.outputs[0].finish_reason, stopped.outputs[0].stop_reason) == ("", "stop", "\ufffd")
+
+
 def test_stop_token_ids_and_the_end_of_sequence(tiny_llama: Path, engine: LLMEngine, greedy: RequestOutput) -> None:
     ids = greedy.outputs[0].token_ids
     stop = ids[9]

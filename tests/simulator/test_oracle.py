@@ -1,0 +1,122 @@
+"""The judge is judged: each kind of wrong plan is caught in the step where it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from oracle_case import Case
+
+from octavo.config import SchedulerConfig
+from octavo.plan import PENDING, BlockCopy, Chunk, StepPlan
+from octavo.request import SamplingParams
+from octavo.simulator.oracle import OracleError, OracleExecutor, chain
+
+
+def half_way() -> Case:
+    """Two requests that decode, one of them with a sibling that shares its partial block."""
+    case = Case(SchedulerConfig(num_blocks=40, block_size=4))
+    case.add([1] * 9, SamplingParams(max_tokens=20, n=2), stops=False)
+    case.add([2] * 7, SamplingParams(max_tokens=20), stops=False)
+    case.step()
+    return case
+
+
+def first(**fields: object) -> Callable[[StepPlan], StepPlan]:
+    """Change fields of the plan's first chunk."""
+
+    def change(plan: StepPlan) -> StepPlan:
+        return dataclasses.replace(plan, chunks=(plan.chunks[0]._replace(**fields), *plan.chunks[1:]))  # type: ignore[arg-type]
+
+    return change
+
+
+def plan_with(**fields: object) -> Callable[[StepPlan], StepPlan]:
+    return lambda plan: dataclasses.replace(plan, **fields)  # type: ignore[arg-type]
+
+
+def another_token(plan: StepPlan) -> StepPlan:
+    return first(tokens=(plan.chunks[0].tokens[0] + 1,))(plan)
+
+
+def twice(plan: StepPlan) -> StepPlan:
+    return dataclasses.replace(plan, chunks=(*plan.chunks, plan.chunks[0]))
+
+
+def swapped_slots(plan: StepPlan) -> StepPlan:
+    one, two, *rest = plan.chunks
+    return dataclasses.replace(plan, chunks=(one._replace(slot=two.slot), two._replace(slot=one.slot), *rest))
+
+
+def anothers_block(plan: StepPlan) -> StepPlan:
+    last = plan.chunks[-1]
+    return dataclasses.replace(plan, chunks=(*plan.chunks[:-1], last._replace(blocks_from=(0,), blocks=((0, 1),))))
+
+
+def wrong_copy(plan: StepPlan) -> StepPlan:
+    return dataclasses.replace(plan, copies=tuple(BlockCopy(c.group, 0, c.target) for c in plan.copies))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (plan_with(step=0), "comes after step 0"),
+        (plan_with(released=(17,)), "slot 17 is released, but nobody holds it"),
+        (twice, "computes twice"),
+        (swapped_slots, "which is not its own"),
+        (first(slot=30), "which is not its own"),
+        (first(tokens=()), "0 tokens for 1 positions"),
+        (first(count=0, tokens=()), "0 tokens for 0 positions"),
+        (another_token, "is not the one known"),
+        (first(start=12, tokens=(PENDING,)), "was never sampled"),
+        (first(blocks_from=(9,)), "is cut to 9"),
+        (first(blocks_from=(0,), blocks=((),)), "no block for position 9"),
+        (plan_with(copies=()), "does not hold position"),
+        (wrong_copy, "does not hold position"),
+        (anothers_block, "does not hold position"),
+    ],
+)
+def test_a_wrong_plan_is_caught(spoil: Callable[[StepPlan], StepPlan], says: str) -> None:
+    case = half_way()
+    plan = case.scheduler.schedule()
+    assert plan.copies
+    with pytest.raises(OracleError, match=says):
+        case.executor.submit(spoil(plan))
+
+
+def test_a_slot_is_not_given_twice() -> None:
+    case = half_way()
+    init = dataclasses.replace(case.plans[0], step=5, chunks=())
+    with pytest.raises(OracleError, match="while it is held"):
+        case.executor.submit(init)
+
+
+def test_memory_overwritten_behind_a_sequences_back_is_noticed() -> None:
+    case = half_way()
+    plan = case.scheduler.schedule()
+    case.executor.memory[case.scheduler.requests["r1"].live[0].tables[0].blocks[0], 2] += np.uint64(1)
+    with pytest.raises(OracleError, match=r"request r1\), group 0: block \d+ does not hold position 2 of 8"):
+        case.executor.submit(plan)
+
+
+def test_swapped_blocks_keep_their_content() -> None:
+    executor = OracleExecutor(4, 2, num_host_blocks=2)
+    case = half_way()
+    init = case.plans[0].init[0]._replace(tokens=(1, 2, 3), num_prompt=3)
+    chunk = Chunk(init.slot, init.seq_id, 0, 3, (1, 2, 3), (0,), ((0, 1),), 2, case.plans[0].chunks[0].want, (0,))
+    token = executor.submit(StepPlan(0, (chunk,), init=(init,))).results[0].samples[0].token
+    executor.submit(StepPlan(1, (), swap_out=((0, 1), (1, 0))))
+    executor.memory[:] = 0
+    more = chunk._replace(start=3, count=1, tokens=(token,), blocks=((3, 2),))
+    wrong = StepPlan(2, (more,), swap_in=((0, 3), (1, 2)))
+    with pytest.raises(OracleError):
+        executor.submit(wrong)
+    executor.submit(StepPlan(3, (more,), swap_in=((1, 3), (0, 2))))
+
+
+def test_digests_tell_prefixes_and_salts_apart() -> None:
+    assert chain(None, [1, 2, 3])[:2] == chain(None, [1, 2])
+    last = {tuple(chain(salt, tokens))[-1] for salt in (None, "a", "b") for tokens in ([1, 2], [2, 1], [1], [1, 2, 0])}
+    assert len(last) == 12
