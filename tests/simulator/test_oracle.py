@@ -38,7 +38,8 @@ def plan_with(**fields: object) -> Callable[[StepPlan], StepPlan]:
 
 
 def another_token(plan: StepPlan) -> StepPlan:
-    return first(tokens=(plan.chunks[0].tokens[0] + 1,))(plan)
+    last = plan.chunks[-1]
+    return dataclasses.replace(plan, chunks=(*plan.chunks[:-1], last._replace(tokens=(last.tokens[0] + 1,))))
 
 
 def twice(plan: StepPlan) -> StepPlan:
