@@ -83,6 +83,7 @@ class LLMEngine:
         # For a later step() to return: outputs of requests that have ended, and the latest of each that has not.
         self._ended: list[RequestOutput] = []
         self._growing: dict[str, RequestOutput] = {}
+        self._unread: set[str] = set()  # requests of a generate(): nobody looks at them before they end
         self._ids = itertools.count()
         self._failure: BaseException | None = None
         self._stats = EngineStats()
@@ -241,10 +242,11 @@ class LLMEngine:
         if plan.chunks:
             self._stats.count(plan, result)
             self._stats.sample_memory(self.scheduler.memory, list(self.scheduler.sequences()))
-        return [self._output(request, now) for request in changed.values()]
+        live = self.scheduler.requests
+        ended = [(request, request.id not in live) for request in changed.values()]
+        return [self._output(request, end, now) for request, end in ended if end or request.id not in self._unread]
 
-    def _output(self, request: Request, now: float) -> RequestOutput:
-        finished = request.id not in self.scheduler.requests
+    def _output(self, request: Request, finished: bool, now: float) -> RequestOutput:
         if finished:
             request.finished_at = now
             self._stats.num_cached_tokens += request.num_cached
@@ -281,6 +283,7 @@ class LLMEngine:
         mine = {request.id for request in requests}
         finished: dict[str, RequestOutput] = {}
         try:
+            self._unread |= mine
             for request in requests:
                 self.scheduler.add(request)
             while len(finished) < len(mine):
@@ -298,6 +301,7 @@ class LLMEngine:
                     tokens = sum(len(seq.tokens) - seq.num_prompt for request in requests for seq in request.sequences)
                     display.update(len(finished), len(mine), tokens)
         finally:
+            self._unread -= mine
             self.withdraw(mine - finished.keys())  # interrupted: nothing of the call stays behind
         return [finished[request.id] for request in requests]
 
