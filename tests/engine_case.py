@@ -65,5 +65,10 @@ def assert_clean(engine: LLMEngine) -> None:
     scheduler.memory.audit([])
     assert scheduler.memory.num_free == engine.facts.num_blocks
     assert not engine._builder._texts
-    if isinstance(executor := engine._executor, Wrapped) and isinstance(executor.inner, OracleExecutor):
-        assert not executor.inner.slots
+    executor: Any = engine._executor
+    if isinstance(executor, Wrapped):
+        assert not executor.inner.slots  # type: ignore[attr-defined]
+    elif isinstance(executor, OracleExecutor):
+        assert not executor.slots
+    else:
+        assert (executor._slots.seq_id == -1).all()
