@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +22,7 @@ from numba import types
 from octavo.kernels import noise
 from octavo.kernels.cpu import draws, tiles  # noqa: F401  (they add to the table of primitives)
 from octavo.kernels.cpu.emitter import BF16, F16, F32
+from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.cpu.primitives import GELU, PRIMITIVES, SILU
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="there is one form only")
@@ -230,6 +234,18 @@ def test_rounding_to_half_words_is_to_nearest_even_and_keeps_nan(dtype: int) -> 
     rounded = torch.from_numpy(left[20_000 : 20_000 + count // 2].copy()).view(torch_dtype)
     assert torch.equal(rounded.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert torch.equal(rounded.isnan(), expected.isnan())
+
+
+@pytest.mark.skipif("avx512f" not in host_features(), reason="this is how the whole run goes already")
+def test_the_forms_for_a_cpu_without_avx512_agree_too() -> None:
+    features = (
+        "+avx,+avx2,+fma,+f16c,+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+bmi,+bmi2,+lzcnt,+64bit,+cmov,+cx8"
+    )
+    told = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": features}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed, 1 skipped" in done.stdout
 
 
 def test_every_primitive_has_a_case() -> None:

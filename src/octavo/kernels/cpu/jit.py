@@ -37,7 +37,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @functools.cache
 def host_features() -> frozenset[str]:
-    """LLVM's names of what this CPU can do."""
+    """LLVM's names of what this CPU can do, or of what Numba is told to assume (``NUMBA_CPU_FEATURES``)."""
+    told = numba.config.CPU_FEATURES
+    if told is not None:
+        return frozenset(name[1:] for name in told.split(",") if name.startswith("+"))
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
