@@ -19,7 +19,7 @@ from octavo.cli.terminal import LoadProgress, console, is_terminal, notes
 from octavo.plan import ModelFacts
 
 QUICK = ["--kernels", "reference", "--num-blocks", "100"]
-WAIT = 120.0  # seconds, for a busy machine
+WAIT = 250.0  # seconds, for a busy machine
 
 
 class Screen(io.StringIO):
