@@ -792,7 +792,7 @@ def describe_hardware(device: torch.device) -> str:
     """The machine in a few words, for the model card."""
     if device.type == "cuda":
         return f"one {torch.cuda.get_device_name(device)}"
-    amx = " with AMX" if "amx" in torch.backends.cpu.get_cpu_capability().lower() or has_amx() else ""
+    amx = " with AMX" if has_amx() else ""
     return f"a {torch.get_num_threads()}-core CPU{amx}"
 
 
@@ -811,6 +811,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--checkpoint", type=Path, help="file to save to and to resume from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--hardware", help="the machine in words, for the model card (default: looked up)")
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler needed)")
     for group in (ModelSize, Recipe):
         defaults = group()
@@ -878,7 +879,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parameters=parameters,
         state=trainer.state,
         recipe=recipe,
-        hardware=describe_hardware(device),
+        hardware=options.hardware or describe_hardware(device),
         training_bytes=training_bytes,
         training_tokens=len(stream),
         held_out_bytes=held_bytes,
