@@ -163,7 +163,7 @@ def test_chat_on_a_terminal(terminal: type[Terminal]) -> None:
 def test_generate_streams_on_a_terminal(terminal: type[Terminal]) -> None:
     generate = terminal("generate", "Once upon a time", "--max-tokens", "8", "--temperature", "0", *QUICK)
     assert generate.finish() == 0
-    assert re.search(r"Once upon a time, and \w+", generate.shown)
+    assert re.search(r"Once upon a time[^\r\n]{10,}", generate.shown)
 
 
 def test_the_demo_on_a_terminal(terminal: type[Terminal]) -> None:
