@@ -14,51 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from throughput import SHAPES, make_model
 
 from octavo import kernels
 from octavo.kernels import AttentionMetadata, KvLayout
 from octavo.model import Decoder, load_model
-
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "smollm2-135m": (
-        "Llama",
-        {
-            "vocab_size": 49152,
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "qwen3-0.6b": (
-        "Qwen3",
-        {
-            "vocab_size": 151936,
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "tie_word_embeddings": True,
-        },
-    ),
-}
-
-
-def write_checkpoint(folder: Path, shape: str) -> None:
-    """A random bfloat16 checkpoint of a shape."""
-    import transformers
-
-    family, fields = SHAPES[shape]
-    config = getattr(transformers, f"{family}Config")(**fields, max_position_embeddings=8192)
-    torch.manual_seed(0)
-    getattr(transformers, f"{family}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(folder)
 
 
 def decode_metadata(rows: int, context: int, block_size: int) -> AttentionMetadata:
@@ -118,7 +80,7 @@ def transformers_stepper(folder: Path, context: int) -> Callable[[], object]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--shapes", default=",".join(name for name in SHAPES if name != "tiny"))
     parser.add_argument("--rows", default="1,16,32")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--kernels", default="cpu")
@@ -134,7 +96,7 @@ def main() -> None:
         for shape in arguments.shapes.split(","):
             folder = (arguments.folder or Path(scratch)) / shape
             if not (folder / "config.json").exists():
-                write_checkpoint(folder, shape)
+                make_model(shape, folder)
             began = time.perf_counter()
             decoder = load_model(folder, dtype=arguments.dtype, kernels=backend)
             print(f"{shape}: loaded in {time.perf_counter() - began:.1f} s, {torch.get_num_threads()} threads")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Iterator
 
@@ -12,8 +11,9 @@ from octavo.memory import MemoryManager
 from octavo.plan import PENDING, Chunk, ChunkResult, Sample, SlotInit, StepPlan, StepResult, Want
 from octavo.request import FinishReason, Request, Sequence, SequenceState
 from octavo.scheduler import beam
-from octavo.scheduler.rank import POLICIES, Rank
+from octavo.scheduler.rank import POLICIES
 from octavo.scheduler.residency import Residency
+from octavo.scheduler.turn import Turn
 
 _NO_BLOCKS: tuple[tuple[int, ...], ...] = ((),)
 _PENDING_TOKEN = (PENDING,)
@@ -122,7 +122,7 @@ class Scheduler:
         prefills: list[Chunk] = []
         decoding: list[tuple[Sequence, int]] = []
         prefilling: list[tuple[Sequence, int]] = []
-        turn = _Turn(self)
+        turn = Turn(self.config, self.memory, self.residency)
         room = self.config.max_num_batched_tokens  # for decodes and prefills together
         for request in turn.in_rank_order():
             for seq in request.live if request.params.beam_width == 1 else turn.beams(request, room - len(decodes)):
@@ -376,149 +376,3 @@ def _slot_init(seq: Sequence) -> SlotInit:
         request.spec,
         request.salt,
     )
-
-
-class _Turn:
-    """The state of one ``schedule()`` call."""
-
-    __slots__ = ("_budget", "_prefill_room", "memory", "promised", "residency", "short", "skipped", "static")
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.memory = scheduler.memory
-        self.residency = scheduler.residency
-        self.static = scheduler.config.batching == "static"
-        self._budget = scheduler.config.max_num_batched_tokens
-        self._prefill_room: int | None = None
-        self.promised = 0  # blocks that prompts admitted so far will still want in later steps
-        self.short = False  # somebody is short of blocks: nobody below takes any
-        self.skipped: list[tuple[Rank, Request]] = []
-
-    def in_rank_order(self) -> Iterator[Request]:
-        """The resident requests, each waiting one admitted at its place if it can be. Requests that are preempted
-        on the way rank below the one at hand, so they are never met, nor met twice."""
-        running, waiting = self.residency.running, self.residency.waiting
-        admitting = bool(waiting) and not (self.static and running)
-        i = 0
-        while True:
-            if admitting and waiting and (i == len(running) or waiting[0][0] < running[i].rank):
-                admitted = self._admit(waiting[0][1])
-                if admitted is None:
-                    self.skipped.append(heapq.heappop(waiting))
-                    continue
-                admitting = admitted
-            if i == len(running):
-                return
-            yield running[i]
-            i += 1
-
-    @property
-    def prefill_room(self) -> int:
-        """What decodes leave of the budget to prefills, and earlier prefills of that. Counted when it is first asked
-        for. Decodes that may yet stall for want of a block do not count: a prompt ranked above them must not wait
-        for them, while they wait for its blocks."""
-        if self._prefill_room is None:
-            self._prefill_room = self._budget - sum(
-                seq.num_total - seq.num_scheduled == 1 and seq.num_scheduled < seq.capacity
-                for request in self.residency.running
-                for seq in request.live
-            )
-        return self._prefill_room
-
-    def close(self) -> None:
-        """Those that were skipped wait on."""
-        for entry in self.skipped:
-            heapq.heappush(self.residency.waiting, entry)
-
-    def _admit(self, request: Request) -> bool | None:
-        """True: the first waiting request is resident now. False: not in this step, nor is anybody behind it. None:
-        it waits for a prefix that another is computing, which is no reason to hold up those behind it."""
-        if self.short or self.prefill_room <= 0 or any(seq.in_flight for seq in request.live):
-            return False
-        if request.live[0].id in self.residency.preempted:
-            return False
-        first, *others = request.live
-        nodes = self._match(first)
-        if self._awaits(first, nodes):
-            return None
-        # The whole of what it has to recompute must fit, beside what others were promised, and one block to grow for
-        # each sequence ranked above; it is not taken at once, but chunk by chunk.
-        need = self.memory.need(first, first.num_total, nodes)
-        shared = first.num_prompt // self.memory.block_size * self.memory.num_groups
-        need += sum(self.memory.blocks_for(seq.num_total) - shared for seq in others)
-        above = sum(len(other.live) for other in self.residency.running if other.rank < request.rank)
-        return self.residency.admit(need + self.promised + above)
-
-    def grow(self, seq: Sequence, upto: int) -> bool:
-        """Reserve memory up to position ``upto``, preempting from below if need be; False, and nothing changed, if
-        that does not suffice."""
-        need = self.memory.need(seq, upto)
-        if need and (self.short or not self.residency.make_room(seq, need)):
-            self.short = True
-            return False
-        self.memory.reserve(seq, upto)
-        return True
-
-    def prefill(self, seq: Sequence, room: int) -> int:
-        """Reserve memory for the next chunk of a prompt (or of a recomputation), and return its length, 0 if it
-        computes nothing in this step."""
-        room = min(room, self.prefill_room)
-        request = seq.request
-        # Beams that recompute stop before their last token, which they compute together.
-        end = seq.num_total - (len(request.live) > 1 and request.params.beam_width > 1)
-        if room <= 0 or end <= seq.num_scheduled:
-            return 0
-        if not seq.num_scheduled and not self._share(seq, end, room):
-            return 0
-        count = min(end - seq.num_scheduled, room)
-        if not count:
-            return 0
-        if seq.num_scheduled + count > seq.capacity and not self.grow(seq, seq.num_scheduled + count):
-            return 0
-        self.memory.lead(seq)
-        self._prefill_room = self.prefill_room - count
-        self.promised += self.memory.blocks_for(end) - self.memory.blocks_for(seq.num_scheduled + count)
-        return count
-
-    def _share(self, seq: Sequence, end: int, room: int) -> bool:
-        """Begin a sequence that holds nothing with what is cached of it; False if it has to wait."""
-        nodes = self._match(seq)
-        if self._awaits(seq, nodes):
-            return False
-        cached = len(nodes) * self.memory.block_size
-        # The first chunk's blocks are asked for along with the prefix, lest it be shared and then stuck.
-        need = self.memory.need(seq, min(end, cached + room), nodes)
-        if self.short or not self.residency.make_room(seq, need):
-            self.short = True
-            return False
-        self.memory.share(seq, self._match(seq))  # again: making room may have dropped nodes
-        if not seq.request.num_preemptions:  # what it finds on coming back are, for the most part, its own blocks
-            seq.request.num_cached = seq.num_computed
-        return True
-
-    def beams(self, request: Request, room: int) -> list[Sequence]:
-        """The beams of a request that may be planned: while some recompute after a preemption, those; else all of
-        them together, if budget and memory are there for all."""
-        live = request.live
-        if len(live) == 1:
-            return live
-        behind = [seq for seq in live if seq.num_total - seq.num_scheduled > 1]
-        if behind:
-            return behind
-        if len(live) > room or live[0].in_flight:
-            return []
-        grown = all(seq.num_scheduled < seq.capacity or self.grow(seq, seq.num_total) for seq in live)
-        return live if grown else []
-
-    def _match(self, seq: Sequence) -> list[int]:
-        if seq.request.prompt_logprobs is not None and seq.num_total == seq.num_prompt:
-            return []  # logits of every prompt position are wanted, so every position is computed
-        return self.memory.match(seq)
-
-    def _awaits(self, seq: Sequence, nodes: list[int]) -> bool:
-        """Whether a sequence ranked before this one (or a sibling) is computing the block that comes next."""
-        if seq.request.prompt_logprobs is not None:
-            return False
-        leader = self.memory.leader(seq, nodes)
-        if leader is None or leader is seq:
-            return False
-        return leader.request is seq.request or leader.request.rank < seq.request.rank
