@@ -144,6 +144,8 @@ def terminal() -> Iterator[type[Terminal]]:
         each.close()
 
 
+# Long, for it is a race: it presses Ctrl-C while a reply is being written, which a quick model may have ended by then.
+@pytest.mark.long
 def test_chat_on_a_terminal(terminal: type[Terminal]) -> None:
     chat = terminal("chat", "--max-tokens", "900", "--ignore-eos", *QUICK)
     chat.wait_for("> $")
