@@ -144,7 +144,7 @@ def terminal() -> Iterator[type[Terminal]]:
         each.close()
 
 
-# Long, for it is a race: it presses Ctrl-C while a reply is being written, which a quick model may have ended by then.
+# Long, for it sometimes hangs and the cause is not known yet; Ctrl-C may come when the reply has ended already.
 @pytest.mark.long
 def test_chat_on_a_terminal(terminal: type[Terminal]) -> None:
     chat = terminal("chat", "--max-tokens", "900", "--ignore-eos", *QUICK)
