@@ -171,6 +171,24 @@ def test_ctrl_c_loses_nothing_of_a_request_by_hand(tiny_llama: Path) -> None:
         assert_clean(engine)
 
 
+def test_an_ignored_ctrl_c_stays_ignored(tiny_llama: Path) -> None:
+    """A shell's background job inherits that SIGINT is ignored; holding it must not make it count, even twice."""
+
+    class Insistent(Wrapped):
+        def submit(self, plan: StepPlan) -> Any:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            return self.inner.submit(plan)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with oracle_engine(tiny_llama, executor=Insistent) as engine:
+            assert len(engine.generate("A king", max_tokens=5)[0].outputs[0].token_ids) == 5
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_steps_off_the_main_thread(tiny_llama: Path) -> None:
     """Where Python delivers no signals, no handler is touched."""
     with oracle_engine(tiny_llama) as engine:

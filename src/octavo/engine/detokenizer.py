@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,7 +59,7 @@ class State(Protocol):
         """The rest of the text."""
 
 
-class Pieces:
+class Pieces(ABC):
     """What each token adds to a text, filled as tokens are met."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -75,9 +76,9 @@ class Pieces:
             return TextPieces.metaspace(tokenizer, stages[0])
         return TextPieces.sequence(tokenizer, stages) or WindowPieces(tokenizer)
 
+    @abstractmethod
     def start(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> State:
         """A text that continues a prompt."""
-        raise NotImplementedError
 
 
 def _stages(tokenizer: Tokenizer) -> list[dict[str, Any]]:

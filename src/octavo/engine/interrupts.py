@@ -13,7 +13,7 @@ class InterruptsHeld:
 
     A step that is cut in half leaves scheduler and executor with different ideas of who holds which block, so the
     signal waits for the step's end. A second one does not wait: whoever presses Ctrl-C twice wants out. Off the main
-    thread, where Python delivers no signals, nothing is done.
+    thread, where Python delivers no signals, and where SIGINT is ignored (a shell's background job), nothing is done.
     """
 
     __slots__ = ("_before", "pending")
@@ -24,8 +24,9 @@ class InterruptsHeld:
 
     def __enter__(self) -> InterruptsHeld:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.getsignal(signal.SIGINT)
-            if self._before is not None:  # None: a handler that Python does not know
+            before = signal.getsignal(signal.SIGINT)
+            if before not in (None, signal.SIG_IGN):  # None: a handler that Python does not know
+                self._before = before
                 signal.signal(signal.SIGINT, self._note)
         return self
 
