@@ -101,6 +101,18 @@ def test_a_newcomer_leaves_those_above_a_block_to_grow() -> None:
     over.check_outputs()
 
 
+def test_a_budget_used_up_by_decodes_admits_nobody_more() -> None:
+    """A decode that has just been planned into the last slot of its block looks like one that may stall."""
+    over = case(num_blocks=60, max_num_batched_tokens=8, max_num_seqs=16)
+    add(over, [1] * 3)
+    add(over, [2] * 3)
+    over.step()
+    for token in range(3, 12):
+        add(over, [token] * 6)
+    assert [count for _, count in counts(over.step())] == [1, 1, 6]
+    assert len(over.scheduler.residency.running) <= 4  # not all nine, of whom one computes
+
+
 def test_nobody_overtakes_one_who_waits_for_memory() -> None:
     over = case(num_blocks=10)
     add(over, [1] * 25, max_tokens=12)

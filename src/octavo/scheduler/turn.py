@@ -96,6 +96,10 @@ class Turn:
         """Reserve memory for the next chunk of a prompt (or of a recomputation), and return its length, 0 if it
         computes nothing in this step."""
         room = min(room, self.prefill_room)
+        # Decodes may have taken more than was counted: one that might have stalled got its block, or one planned into
+        # the last slot of its block looked as if it might. What is not there must not be held out to anybody else, or
+        # all who wait are seated at once and none of them computes.
+        self._prefill_room = room
         request = seq.request
         # Beams that recompute stop before their last token, which they compute together.
         end = seq.num_total - (len(request.live) > 1 and request.params.beam_width > 1)
@@ -109,7 +113,7 @@ class Turn:
         if seq.num_scheduled + count > seq.capacity and not self.grow(seq, seq.num_scheduled + count):
             return 0
         self.memory.lead(seq)
-        self._prefill_room = self.prefill_room - count
+        self._prefill_room = room - count
         self.promised += self.memory.blocks_for(end) - self.memory.blocks_for(seq.num_scheduled + count)
         return count
 
