@@ -1,0 +1,14 @@
+"""Which cached block goes when room is needed: one small interface, several policies."""
+
+from collections.abc import Callable
+
+from octavo.memory.eviction.arc import ARC
+from octavo.memory.eviction.fifo import FIFO
+from octavo.memory.eviction.lfu import LFU
+from octavo.memory.eviction.lru import LRU
+from octavo.memory.eviction.policy import Eviction
+
+__all__ = ["ARC", "EVICTIONS", "FIFO", "LFU", "LRU", "Eviction"]
+
+EVICTIONS: dict[str, Callable[[int], Eviction]] = {"lru": LRU, "fifo": FIFO, "lfu": LFU, "arc": ARC}
+"""By name; each is made with the number of blocks there are."""
