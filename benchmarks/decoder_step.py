@@ -23,13 +23,19 @@ from octavo.kernels import AttentionMetadata, KvLayout
 from octavo.model import Decoder, load_model
 
 
-def decode_metadata(rows: int, context: int, block_size: int) -> AttentionMetadata:
-    """Every sequence one token, its blocks its own."""
+def decode_metadata(rows: int, context: int, block_size: int, groups: int) -> list[AttentionMetadata]:
+    """Every sequence one token, its blocks its own; for each layer group."""
     width = -(-context // block_size)
-    tables = torch.randperm(rows * width, generator=torch.Generator().manual_seed(0)).to(torch.int32).view(rows, width)
+    blocks = torch.randperm(groups * rows * width, generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    start = torch.arange(rows + 1, dtype=torch.int32)
+    return [_metadata(tables, start, context, block_size) for tables in blocks.view(groups, rows, width)]
+
+
+def _metadata(tables: torch.Tensor, start: torch.Tensor, context: int, block_size: int) -> AttentionMetadata:
+    rows = len(tables)
     last = tables[:, (context - 1) // block_size].long() * block_size + (context - 1) % block_size
     return AttentionMetadata(
-        query_start=torch.arange(rows + 1, dtype=torch.int32),
+        query_start=start,
         context_len=torch.full((rows,), context, dtype=torch.int32),
         block_tables=tables,
         positions=torch.full((rows,), context - 1, dtype=torch.int64),
@@ -53,10 +59,11 @@ def seconds(step: Callable[[], object], budget: float) -> list[float]:
 def stepper(decoder: Decoder, rows: int, context: int, block_size: int = 16) -> Callable[[], torch.Tensor]:
     """One decoding step of ``rows`` sequences."""
     config = decoder.config
-    layout = KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, block_size, decoder.dtype)
-    kv = layout.view(layout.allocate(rows * -(-context // block_size)))
+    groups = config.layer_groups
+    layout = KvLayout(groups[0].num_layers, config.num_kv_heads, config.head_dim, block_size, decoder.dtype)
+    kv = layout.view(layout.allocate(len(groups) * rows * -(-context // block_size)))
     kv.normal_()
-    meta = decode_metadata(rows, context, block_size)
+    meta = decode_metadata(rows, context, block_size, len(groups))
     tokens = torch.arange(rows, dtype=torch.int64)
     return lambda: decoder.forward(tokens, kv, meta)
 

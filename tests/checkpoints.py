@@ -18,6 +18,24 @@ FAMILIES = {
     "mistral": ("MistralConfig", "MistralForCausalLM"),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "gemma3 with vision": ("Gemma3Config", "Gemma3ForConditionalGeneration"),
+}
+
+OWN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 24, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 9.0},
+    "gemma3": {"query_pre_attn_scalar": 24, "sliding_window_pattern": 2},
+}
+OWN_DEFAULTS["gemma3 with vision"] = OWN_DEFAULTS["gemma3"]
+
+_EYES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
 }
 
 DEFAULTS: dict[str, Any] = {
@@ -74,15 +92,18 @@ def make_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config_name, model_name = FAMILIES[family]
-    fields = {**DEFAULTS, **overrides}
-    config = getattr(transformers, config_name)(**{name: value for name, value in fields.items() if value is not ...})
+    fields = {**DEFAULTS, **OWN_DEFAULTS.get(family, {}), **overrides}
+    fields = {name: value for name, value in fields.items() if value is not ...}
+    if family.endswith("with vision"):
+        fields = {"text_config": fields, "vision_config": _EYES, "mm_tokens_per_image": 1}
+    config = getattr(transformers, config_name)(**fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, model_name)(config).to(torch.float32).eval()
         _spread(model, logit_std)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer:
-        write_tokenizer(folder, config.vocab_size)
+        write_tokenizer(folder, config.get_text_config().vocab_size)
     return folder
 
 
@@ -124,12 +145,16 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 def _spread(model: Any, logit_std: float) -> None:
     import torch
 
-    config = model.config
+    config = model.config.get_text_config()
+    # Gemma's norms multiply by 1 + weight; those after attention and feed-forward part set how much these add to the
+    # scaled embedding, which would drown them: with tied embeddings every token would be followed by itself.
+    gemma = config.model_type.startswith("gemma")
     head = logit_std / math.sqrt(config.hidden_size)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
-                weight.copy_(1.0 + 0.2 * torch.randn_like(weight))
+                after = gemma and ("post_attention" in name or "post_feedforward" in name)
+                weight.copy_((7.0 if after else 0.0 if gemma else 1.0) + 0.2 * torch.randn_like(weight))
             elif name.endswith("bias"):
                 weight.copy_(0.3 * torch.randn_like(weight))
             elif "lm_head" in name or (config.tie_word_embeddings and "embed_tokens" in name):

@@ -19,43 +19,55 @@ class PagedRunner:
 
     def __init__(self, decoder: Decoder, *, num_blocks: int = 256, block_size: int = 16, seed: int = 0) -> None:
         config = decoder.config
-        layout = KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, block_size, decoder.dtype)
+        groups = config.layer_groups
+        layout = KvLayout(groups[0].num_layers, config.num_kv_heads, config.head_dim, block_size, decoder.dtype)
         self.decoder = decoder
         self.block_size = block_size
         self.kv = layout.view(layout.allocate(num_blocks))
         self.kv.fill_(float("nan"))
         self.free = list(range(num_blocks))
         random.Random(seed).shuffle(self.free)
-        self.blocks: dict[object, list[int]] = {}
+        self.num_groups = len(groups)
+        self.blocks: dict[object, list[list[int]]] = {}  # a table for each layer group
         self.lengths: dict[object, int] = {}
 
-    def metadata(self, chunks: Mapping[object, Sequence[int]]) -> AttentionMetadata:
-        """Room for the chunks, and what the kernels need to know of them."""
-        starts, contexts, positions, slots = [0], [], [], []
+    def metadata(self, chunks: Mapping[object, Sequence[int]]) -> list[AttentionMetadata]:
+        """Room for the chunks, and what the kernels need to know of them, for each layer group."""
+        starts, contexts, positions = [0], [], []
         for name, tokens in chunks.items():
             begin = self.lengths.get(name, 0)
             end = begin + len(tokens)
-            table = self.blocks.setdefault(name, [])
-            while len(table) * self.block_size < end:
-                table.append(self.free.pop())
+            for table in self.blocks.setdefault(name, [[] for _ in range(self.num_groups)]):
+                while len(table) * self.block_size < end:
+                    table.append(self.free.pop())
             self.lengths[name] = end
             starts.append(starts[-1] + len(tokens))
             contexts.append(end)
-            positions.extend(range(begin, end))
-            slots.extend(
-                table[at // self.block_size] * self.block_size + at % self.block_size for at in range(begin, end)
+            positions.append(range(begin, end))
+        query_start = torch.tensor(starts, dtype=torch.int32)
+        made = []
+        for group in range(self.num_groups):
+            tables = [self.blocks[name][group] for name in chunks]
+            width = max(map(len, tables))
+            slots = [
+                table[at // self.block_size] * self.block_size + at % self.block_size
+                for table, places in zip(tables, positions, strict=True)
+                for at in places
+            ]
+            made.append(
+                AttentionMetadata(
+                    query_start=query_start,
+                    context_len=torch.tensor(contexts, dtype=torch.int32),
+                    block_tables=torch.tensor(
+                        [table + [0] * (width - len(table)) for table in tables], dtype=torch.int32
+                    ),
+                    positions=torch.tensor([at for places in positions for at in places], dtype=torch.int64),
+                    slots=torch.tensor(slots, dtype=torch.int64),
+                    max_query=max(len(tokens) for tokens in chunks.values()),
+                    max_context=max(contexts),
+                )
             )
-        width = max(len(self.blocks[name]) for name in chunks)
-        tables = [self.blocks[name] + [0] * (width - len(self.blocks[name])) for name in chunks]
-        return AttentionMetadata(
-            query_start=torch.tensor(starts, dtype=torch.int32),
-            context_len=torch.tensor(contexts, dtype=torch.int32),
-            block_tables=torch.tensor(tables, dtype=torch.int32),
-            positions=torch.tensor(positions, dtype=torch.int64),
-            slots=torch.tensor(slots, dtype=torch.int64),
-            max_query=max(len(tokens) for tokens in chunks.values()),
-            max_context=max(contexts),
-        )
+        return made
 
     def run(self, chunks: Mapping[object, Sequence[int]], rows: Sequence[int] | None = None) -> torch.Tensor:
         """Logits of the rows wanted [all], a copy."""

@@ -135,14 +135,19 @@ def generation_defaults(folder: Path) -> dict[str, Any]:
 
 
 def eos_token_ids(folder: Path) -> tuple[int, ...]:
-    """The tokens that end a text: those of generation_config.json, then those only config.json names.
+    """The tokens that end a text: those of generation_config.json, then those only config.json names (a model with
+    eyes may name them under ``text_config``).
 
     Raises:
         ModelError: one of the files is malformed.
     """
     path = folder / CONFIG_FILE
     ids = dict.fromkeys(generation_defaults(folder).get("eos_token_id", ()))
-    ids.update(dict.fromkeys(_token_ids(path, "eos_token_id", read_json(path).get("eos_token_id"))))
+    config, name = read_json(path), "eos_token_id"
+    value = config.get(name)
+    if value is None and isinstance(config.get("text_config"), dict):
+        value, name = config["text_config"].get(name), f"text_config.{name}"
+    ids.update(dict.fromkeys(_token_ids(path, name, value)))
     return tuple(ids)
 
 

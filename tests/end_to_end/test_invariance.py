@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from octavo import EngineConfig, LLMEngine, RequestOutput, SamplingParams
+from octavo.model import read_model_config
 
 VOCAB, LENGTH, NEW = 384, 45, 40
 DRAWN = SamplingParams(temperature=0.9, top_p=0.95, seed=7, max_tokens=NEW, ignore_eos=True, logprobs=3)
@@ -31,9 +32,17 @@ def bits(output: RequestOutput) -> Bits:
     return [(each.token_ids, each.logprobs or []) for each in output.outputs]
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral"])
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 24},
+    "gemma2": {"sliding_window": 24},
+    "gemma3": {"num_hidden_layers": 3, "sliding_window": 10, "sliding_window_pattern": 3},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def folder(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> Path:
-    return checkpoint("llama") if request.param == "llama" else checkpoint("mistral", sliding_window=24)
+    return checkpoint(request.param, **MODELS[request.param])
 
 
 @pytest.fixture(scope="module", params=["reference", "cpu"])
@@ -105,17 +114,25 @@ def test_chunked(engine_of: Callable[..., LLMEngine], alone: Bits) -> None:
         assert bits(outputs[0]) == alone
 
 
+@pytest.fixture(scope="module")
+def tight(folder: Path) -> dict[str, int]:
+    """Memory in which one request has room, but not three."""
+    return {"num_blocks": 24 * len(read_model_config(folder).layer_groups), "max_model_len": 90}
+
+
 @pytest.mark.parametrize("depth", [0, 1])
-def test_preempted(engine_of: Callable[..., LLMEngine], alone: Bits, depth: int) -> None:
-    with engine_of(num_blocks=48, depth=depth, max_model_len=150) as engine:
+def test_preempted(engine_of: Callable[..., LLMEngine], tight: dict[str, int], alone: Bits, depth: int) -> None:
+    with engine_of(**tight, depth=depth) as engine:
         outputs = engine.generate([OTHERS[3], OTHERS[7], PROMPT], DRAWN)
         assert outputs[2].metrics.num_preemptions > 0
         assert bits(outputs[2]) == alone
         assert engine.stats().num_preemptions > 0
 
 
-def test_preempted_without_a_cache_to_come_back_to(engine_of: Callable[..., LLMEngine], alone: Bits) -> None:
-    with engine_of(num_blocks=48, max_model_len=150, prefix_caching=False) as engine:
+def test_preempted_without_a_cache_to_come_back_to(
+    engine_of: Callable[..., LLMEngine], tight: dict[str, int], alone: Bits
+) -> None:
+    with engine_of(**tight, prefix_caching=False) as engine:
         outputs = engine.generate([OTHERS[3], OTHERS[7], PROMPT], DRAWN)
         assert outputs[2].metrics.num_preemptions > 0
         assert bits(outputs[2]) == alone
@@ -126,9 +143,8 @@ def test_forked(engine: LLMEngine, alone: Bits) -> None:
     engine.reset_prefix_cache()
     copies = engine.stats().num_copies
     three = bits(engine.generate([PROMPT], DRAWN, n=3)[0])
-    assert (
-        engine.stats().num_copies - copies == 2
-    )  # 45 tokens in blocks of 4: the partial one is copied by two of three
+    # 45 tokens in blocks of 4: the partial one, of each layer group, is copied by two of three
+    assert engine.stats().num_copies - copies == 2 * len(engine.facts.groups)
     assert three[0] == alone[0]
     assert len({tuple(tokens) for tokens, _ in three}) == 3
     two = bits(engine.generate([*OTHERS, PROMPT], DRAWN, n=2)[-1])

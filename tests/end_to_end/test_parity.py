@@ -52,6 +52,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1, "num_hidden_layers": 3},
     ),
     "qwen3, heads of 48 unlike hidden / heads": ("qwen3", {"head_dim": 48}),
+    "qwen3, layers of both kinds": (
+        "qwen3",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 17,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "gemma2, window 24": ("gemma2", {"num_hidden_layers": 4, "sliding_window": 24}),
+    "gemma2, heads of 256, untied": (
+        "gemma2",
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 19}
+        | {"tie_word_embeddings": False},
+    ),
+    "gemma3, five windowed to one": (
+        "gemma3",
+        {"num_hidden_layers": 7, "sliding_window": 16, "sliding_window_pattern": 6},
+    ),
+    "gemma3, linear on its full layers": (
+        "gemma3",
+        {
+            "num_hidden_layers": 3,
+            "sliding_window": 21,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1_000.0},
+            },
+        },
+    ),
+    "gemma3 with vision, text alone": ("gemma3 with vision", {"sliding_window": 30}),
 }
 
 

@@ -69,6 +69,41 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 bias, linear": ("qwen3", {"attention_bias": True, **scaled(rope_type="linear", factor=2.0)}),
 }
 
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1_000.0},
+}
+CASES |= {
+    "gemma2": ("gemma2", {"num_hidden_layers": 4, "sliding_window": 13}),
+    "gemma2 heads of 256, one KV head": (
+        "gemma2",
+        {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 9},
+    ),
+    "gemma2 untied, biases, three layers": (
+        "gemma2",
+        {"num_hidden_layers": 3, "sliding_window": 20, "tie_word_embeddings": False, "attention_bias": True},
+    ),
+    "gemma2 uncapped": (
+        "gemma2",
+        {"sliding_window": 13, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3": ("gemma3", {"num_hidden_layers": 7, "sliding_window": 13, "sliding_window_pattern": 6}),
+    "gemma3 linear, heads of 48": (
+        "gemma3",
+        {"num_hidden_layers": 3, "sliding_window": 11, "head_dim": 48, "rope_parameters": GEMMA3_ROPE},
+    ),
+    "gemma3 capped": ("gemma3", {"sliding_window": 13, "final_logit_softcapping": 9.0}),
+    "gemma3 layer types": (
+        "gemma3",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 6,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    "gemma3 with vision": ("gemma3 with vision", {"num_hidden_layers": 3, "sliding_window": 13}),
+}
+
 FEATURES = {
     "llama linear": ("rope_parameters", {"rope_type": "default", "rope_theta": 10_000.0}),
     "llama llama3": ("rope_parameters", {"rope_type": "default", "rope_theta": 10_000.0}),
@@ -77,6 +112,13 @@ FEATURES = {
     "mistral windowed": ("sliding_window", None),
     "qwen2 upper layers windowed": ("layer_types", None),
     "llama gelu": ("hidden_act", "silu"),
+    "gemma2": ("attn_logit_softcapping", None),
+    "gemma2 uncapped": ("final_logit_softcapping", 9.0),
+    "gemma2 untied, biases, three layers": ("query_pre_attn_scalar", 40),
+    "gemma2 heads of 256, one KV head": ("sliding_window", 100),
+    "gemma3": ("layer_types", ["full_attention"] * 7),
+    "gemma3 linear, heads of 48": ("rope_parameters", {"full_attention": GEMMA3_ROPE["full_attention"]}),
+    "gemma3 layer types": ("rope_parameters", {"sliding_attention": GEMMA3_ROPE["sliding_attention"]}),
 }
 
 
@@ -90,8 +132,9 @@ def reference_logits(folder: Path, ids: tuple[int, ...], dtype: str = "float32")
     """transformers' logits at every position. Past the trained context of a dynamic scaling the tokens come one at a
     time, for there its results depend on how they come."""
     model = load_reference(folder, dtype)
-    scaling = model.config.rope_parameters
-    first = model.config.max_position_embeddings if scaling["rope_type"] == "dynamic" else len(ids)
+    config = model.config.get_text_config()
+    dynamic = config.rope_parameters.get("rope_type") == "dynamic"
+    first = config.max_position_embeddings if dynamic else len(ids)
     result = model(torch.tensor([ids[:first]]), use_cache=True)
     logits = [result.logits[0]]
     for token in ids[first:]:
@@ -240,17 +283,18 @@ def test_batch_invariant_rows_are_bit_equal_however_they_come(
         before = sum(len(chunk) for _, chunk in ordered[:place])
         got.append(runner.run(dict(ordered))[before : before + size])
         for key in chunks:
-            runner.free.extend(runner.blocks.pop(key))
+            runner.free.extend(block for table in runner.blocks.pop(key) for block in table)
         at, step = at + size, step + 1
     assert torch.equal(torch.cat(got), alone)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3"])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_bfloat16_is_as_near_to_the_truth_as_transformers(
     checkpoint: Callable[..., Path], family: str, backend: str
 ) -> None:
-    folder = checkpoint(family, dtype="bfloat16", num_hidden_layers=4)
+    windows = {"sliding_window": 30} if family.startswith("gemma") else {}
+    folder = checkpoint(family, dtype="bfloat16", num_hidden_layers=4, **windows)
     truth = reference_logits(folder, tokens(200), "float64")
     theirs = (reference_logits(folder, tokens(200), "bfloat16").double() - truth).square().mean().sqrt()
     runner = PagedRunner(load(folder, backend, "bfloat16"))

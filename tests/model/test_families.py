@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,88 @@ def test_windows_of_qwen(tmp_path: Path) -> None:
 def test_layer_groups(tmp_path: Path) -> None:
     assert read(tmp_path).layer_groups == (LayerGroup(4),)
     assert read(tmp_path, MISTRAL, {"sliding_window": 9}).layer_groups == (LayerGroup(4, 9),)
-    mixed = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
-    assert read(tmp_path, QWEN2, mixed).layer_groups == (LayerGroup(4),)
+    mixed = read(tmp_path, QWEN2, {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2})
+    assert mixed.layer_groups == (LayerGroup(2), LayerGroup(2, 8))
+    assert mixed.layer_places == ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+GEMMA2 = {"architectures": ["Gemma2ForCausalLM"]}
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"]}
+SMALL2, SMALL3 = {**GEMMA2, "num_key_value_heads": 2}, {**GEMMA3, "num_key_value_heads": 2}
+EYES = {"architectures": ["Gemma3ForConditionalGeneration"]}
+LEGACY_ROPE = {"rope_theta": 2e6, "rope_local_base_freq": 5e3, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        GEMMA2,
+        {**GEMMA2, "num_hidden_layers": 3, "sliding_window": 7, "final_logit_softcapping": None},
+        {**GEMMA2, "attn_logit_softcapping": None, "rope_theta": 5e4, "query_pre_attn_scalar": 144},
+        {**GEMMA2, "num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]},
+        GEMMA3,
+        {**GEMMA3, **LEGACY_ROPE, "sliding_window_pattern": 3, "sliding_window": 512},
+        {**GEMMA3, "num_hidden_layers": 34, "final_logit_softcapping": 20.0, "hidden_size": 2560, "head_dim": 128},
+        {**GEMMA3, "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7e5}}},
+        {**GEMMA3, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}},
+    ],
+)
+def test_absent_fields_of_gemma_mean_what_transformers_takes_them_to_mean(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    import transformers
+
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    config = read_model_config(tmp_path)
+    third = given["architectures"] == GEMMA3["architectures"]
+    kind = transformers.Gemma3TextConfig if third else transformers.Gemma2Config
+    truth = kind(**json.loads(json.dumps({name: value for name, value in given.items() if name != "architectures"})))
+    ropes = truth.rope_parameters if third else {"full_attention": truth.rope_parameters}
+    assert config == ModelConfig(
+        architecture=given["architectures"][0],
+        vocab_size=truth.vocab_size,
+        hidden_size=truth.hidden_size,
+        intermediate_size=truth.intermediate_size,
+        num_layers=truth.num_hidden_layers,
+        num_heads=truth.num_attention_heads,
+        num_kv_heads=truth.num_key_value_heads,
+        head_dim=truth.head_dim,
+        norm_eps=truth.rms_norm_eps,
+        max_positions=truth.max_position_embeddings,
+        activation="gelu_and_mul",
+        rope=config.rope,
+        local_rope=config.local_rope,
+        windows=tuple(truth.sliding_window if name.startswith("sliding") else None for name in truth.layer_types),
+        tie_word_embeddings=True,
+        qk_norm=third,
+        post_norms=True,
+        norm_offset=1.0,
+        embedding_scale=truth.hidden_size**0.5,
+        attention_scale=truth.query_pre_attn_scalar**-0.5,
+        attention_softcap=truth.attn_logit_softcapping or 0.0,
+        logit_softcap=truth.final_logit_softcapping or 0.0,
+    )
+    ours = {"full_attention": config.rope, "sliding_attention": config.local_rope}
+    assert (config.local_rope is not None) == third
+    for name, rope in ropes.items():
+        found = ours[name]
+        assert found is not None
+        assert (found.kind, found.theta) == (rope["rope_type"], rope["rope_theta"])
+        assert found.factor == rope.get("factor", 1.0)
+
+
+def test_gemma_3_with_vision_is_its_text_part(tmp_path: Path) -> None:
+    text = {"hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024, "torch_dtype": "float32"}
+    eyes = {**EYES, "torch_dtype": "bfloat16", "vision_config": {}}
+
+    def config(values: dict[str, Any]) -> ModelConfig:
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        return read_model_config(tmp_path)
+
+    whole = config({**eyes, "text_config": text})
+    alone = config({**GEMMA3, **text})
+    assert whole == replace(alone, architecture="Gemma3ForConditionalGeneration", dtype="bfloat16")
+    assert not config({**eyes, "text_config": text, "tie_word_embeddings": False}).tie_word_embeddings
 
 
 @pytest.mark.parametrize(
@@ -161,6 +242,29 @@ def test_what_transformers_writes_is_read_back(checkpoint: Callable[..., Path], 
         ({"layer_types": ["chunked_attention"] * 4}, "layer_types"),
         ({**QWEN2, "layer_types": ["sliding_attention"] * 4}, "layer_types"),
         ({**MISTRAL, "sliding_window": 0}, "sliding_window"),
+        ({**SMALL2, "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({**SMALL2, "sliding_window": None}, "sliding_window"),
+        ({**SMALL2, "sliding_window": None, "layer_types": ["sliding_attention"] * 4}, "layer_types"),
+        ({**SMALL2, "layer_types": ["chunked_attention"] * 4}, "layer_types"),
+        ({**SMALL2, "attn_logit_softcapping": 0}, "attn_logit_softcapping"),
+        ({**SMALL2, "final_logit_softcapping": "30"}, "final_logit_softcapping"),
+        ({**SMALL2, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+        ({**SMALL2, "hidden_activation": "gelu"}, "hidden_activation"),
+        ({**SMALL2, "rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
+        ({**SMALL3, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({**SMALL3, "sliding_window_pattern": 0}, "sliding_window_pattern"),
+        ({**SMALL3, "rope_parameters": {"rope_type": "default"}}, "rope_parameters.rope_type"),
+        ({**SMALL3, "rope_parameters": {"full_attention": "linear"}}, "rope_parameters.full_attention"),
+        (
+            {**SMALL3, "rope_parameters": {"sliding_attention": {"rope_type": "longrope"}}},
+            "rope_parameters.sliding_attention.rope_type",
+        ),
+        ({**SMALL3, "rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor"),
+        ({**SMALL3, "rope_local_base_freq": 0}, "rope_local_base_freq"),
+        ({**EYES, "quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({**EYES, "text_config": [1]}, "text_config"),
+        ({**EYES, "text_config": {"vocab_size": 0}}, "text_config.vocab_size"),
+        ({**EYES, "torch_dtype": "int8"}, "torch_dtype"),
         ({**QWEN2, "use_sliding_window": 1}, "use_sliding_window"),
     ],
 )

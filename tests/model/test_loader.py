@@ -117,6 +117,36 @@ def test_the_weights_take_no_more_than_planned(checkpoint: Callable[..., Path], 
     assert decoder.weights_bytes in ((stored, stored + table) if tied else (stored,))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_with_an_offset_are_kept_in_float32(checkpoint: Callable[..., Path], dtype: torch.dtype) -> None:
+    folder = checkpoint("gemma3", dtype="bfloat16")
+    decoder = load(folder, str(dtype).removeprefix("torch."))
+    tensors = load_file(folder / "model.safetensors")
+    size = {name: t.numel() * (4 if "norm" in name else dtype.itemsize) for name, t in tensors.items()}
+    table = size["model.embed_tokens.weight"]
+    assert weights_bytes(decoder.config, dtype) == sum(size.values()) + table
+    assert decoder.weights_bytes in (sum(size.values()), sum(size.values()) + table)
+    norm = "layers.1.pre_feedforward_layernorm.weight"
+    assert torch.equal(decoder._layers[1].mlp_norm, 1.0 + tensors[f"model.{norm}"].float())
+
+
+@pytest.mark.parametrize("places", ["language_model.model.", "model.language_model."])
+def test_the_text_part_of_a_model_with_eyes_under_either_name(
+    checkpoint: Callable[..., Path], tmp_path: Path, places: str
+) -> None:
+    source = checkpoint("gemma3 with vision")
+    copy = Path(shutil.copytree(source, tmp_path / "model"))
+
+    def move(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("language_model.model.", places)] = tensors.pop(name)
+
+    edit(copy, move)
+    decoder = load(copy, batch_invariant=True)
+    assert torch.equal(logits(decoder), logits(load(source, batch_invariant=True)))
+    assert any("vision_tower" in note or "multi_modal" in note for note in decoder.notes)
+
+
 def test_progress_ends_at_all(tiny_llama: Path) -> None:
     reports: list[tuple[str, int, int]] = []
     load(tiny_llama, progress=lambda *report: reports.append(report))

@@ -59,7 +59,8 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
     stored = _stored_dtype(model, checkpoint)
     dtype, notes = resolve_dtype(config.dtype, stored, torch.device("cpu"))
     weights = weights_bytes(model, dtype)
-    layout = KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
+    groups = model.layer_groups
+    layout = KvLayout(groups[0].num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
     return Report(
         machine=machine,
         python=platform.python_version(),
@@ -77,7 +78,7 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
             page_bytes=layout.page_bytes,
             model_max_len=model.context_length,
             config=config,
-            groups=model.layer_groups,
+            groups=groups,
         ),
     )
 

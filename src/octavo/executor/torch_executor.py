@@ -63,14 +63,17 @@ class TorchExecutor:
         )
         self._kernels.warm_up(progress)
         model, weights = self._decoder.config, self._decoder.weights_bytes
-        layout = KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, self._decoder.dtype)
+        groups = model.layer_groups
+        layout = KvLayout(
+            groups[0].num_layers, model.num_kv_heads, model.head_dim, config.block_size, self._decoder.dtype
+        )
         self.memory_plan: MemoryPlan = plan_memory(
             available_bytes=memory()[1] + weights,
             weights_bytes=weights,
             page_bytes=layout.page_bytes,
             model_max_len=model.context_length,
             config=config,
-            groups=model.layer_groups,
+            groups=groups,
         )
         plan = self.memory_plan
         self._cache = layout.allocate(plan.num_blocks)
@@ -78,7 +81,7 @@ class TorchExecutor:
         self._swap_space = SwapSpace(layout.page_bytes)
         self._block_size = config.block_size
         width = -(-plan.max_model_len // config.block_size)
-        self._slots = SlotTable(config.max_num_seqs, len(model.layer_groups), width, model.vocab_size)
+        self._slots = SlotTable(config.max_num_seqs, len(groups), width, model.vocab_size)
         self._sampler = Sampler(self._kernels, self._slots)
         self._closed = False
         self._facts = ModelFacts(
@@ -86,7 +89,7 @@ class TorchExecutor:
             max_model_len=plan.max_model_len,
             vocab_size=model.vocab_size,
             eos_token_ids=eos_token_ids(folder),
-            groups=model.layer_groups,
+            groups=groups,
             page_bytes=layout.page_bytes,
             notes=(*plan.notes, *self._decoder.notes),
         )
@@ -140,7 +143,7 @@ class TorchExecutor:
         scored = scored_chunks(batch, self._slots)
         if scored:
             return self._compute_scored(batch, reads, last, scored)
-        logits = self._decoder.forward(batch.token_ids, self._kv, batch.meta[0], torch.from_numpy(last))
+        logits = self._decoder.forward(batch.token_ids, self._kv, batch.meta, torch.from_numpy(last))
         drawn = self._sample(batch, reads, logits)
         return tuple(drawn) if len(drawn) == len(batch.wants) else _spread(drawn, reads, len(batch.wants))
 
@@ -149,7 +152,7 @@ class TorchExecutor:
     ) -> tuple[ChunkResult, ...]:
         """A step in which prompts are scored: the head runs apart from the rest, on a bounded number of rows."""
         rows = np.concatenate([last, *(np.arange(chunk.row, chunk.row + len(chunk.tokens)) for chunk in scored)])
-        hidden = self._decoder.hidden(batch.token_ids, self._kv, batch.meta[0], torch.from_numpy(rows))
+        hidden = self._decoder.hidden(batch.token_ids, self._kv, batch.meta, torch.from_numpy(rows))
         results = list(
             _spread(self._sample(batch, reads, self._decoder.logits(hidden[: len(last)])), reads, len(batch.wants))
         )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from octavo.model.config_file import ConfigFile
+from octavo.model.layer_groups import group_layers
 from octavo.plan import LayerGroup
 
 ACTIVATIONS = {"silu": "silu_and_mul", "swish": "silu_and_mul", "gelu_pytorch_tanh": "gelu_and_mul"}
@@ -43,14 +44,29 @@ class RopeConfig:
         name = "rope_scaling" if file.get("rope_scaling") else "rope_parameters"
         scaling = file.nested(name)
         if any(isinstance(value, dict) for value in scaling.values.values()):
-            raise file.refuse(name, "differs by layer type, which is not supported")
+            raise file.refuse(name, "differs by layer type, which this family's layers do not")
+        return cls.scaled(file, scaling, file.number("rope_theta", 10_000.0, above=0), max_positions)
+
+    @classmethod
+    def scaled(cls, file: ConfigFile, scaling: ConfigFile, theta: float, max_positions: int) -> RopeConfig:
+        """From one object that describes a scaling.
+
+        Args:
+            file: the config.json.
+            scaling: an object of it, empty for plain embedding.
+            theta: where ``scaling`` says nothing of rope_theta.
+            max_positions: the context that config.json speaks of.
+
+        Raises:
+            UnsupportedModelError: as :meth:`read`.
+        """
         kind = scaling.text("rope_type", scaling.text("type", "default"))
         if kind not in ROPE_KINDS:
             raise scaling.refuse("rope_type", f"is not supported: {kind!r} is none of {', '.join(ROPE_KINDS)}")
         for place in (scaling, file):
             if place.number("partial_rotary_factor", 1.0) != 1.0:
                 raise place.refuse("partial_rotary_factor", "is not supported: this family rotates whole heads")
-        theta = scaling.number("rope_theta", file.number("rope_theta", 10_000.0, above=0), above=0)
+        theta = scaling.number("rope_theta", theta, above=0)
         if kind == "default":
             return cls(theta=theta, original_positions=max_positions)
         if kind in ("linear", "dynamic"):
@@ -100,6 +116,8 @@ def _yarn_attention_factor(scaling: ConfigFile, factor: float) -> float:
 class ModelConfig:
     """A decoder-only transformer with pre-norms, rotary positions and a gated feed-forward part.
 
+    What only some families have is off by default.
+
     Sizes are in elements, lengths in tokens. ``windows`` has one entry a layer: how many tokens of the past, itself
     included, a token sees; None sees all.
     """
@@ -116,12 +134,19 @@ class ModelConfig:
     max_positions: int
     activation: str = "silu_and_mul"  #: the kernel's name
     rope: RopeConfig = field(default_factory=RopeConfig)
+    local_rope: RopeConfig | None = None  #: of the windowed layers, where theirs is another
     windows: tuple[int | None, ...] = ()
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    post_norms: bool = False  #: attention and feed-forward part are normed before they join the residual, too
+    norm_offset: float = 0.0  #: norms multiply by ``norm_offset + weight``
+    embedding_scale: float = 1.0  #: of token embeddings; applied as the dtype computed in rounds it
+    attention_scale: float | None = None  #: of attention scores [``head_dim ** -0.5``]
+    attention_softcap: float = 0.0  #: attention scores become ``c tanh(score / c)``; 0 leaves them
+    logit_softcap: float = 0.0  #: the same for logits
     dtype: str | None = None  #: of the checkpoint, as config.json says: "float32", "bfloat16", "float16"
 
     @property
@@ -144,10 +169,13 @@ class ModelConfig:
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
-        """How memory may treat the layers: one group, windowed where every layer is, by the widest window. Layers
-        that mix windowed and full attention share a group that keeps everything."""
-        widths = [window for window in self.windows if window is not None]
-        return (LayerGroup(self.num_layers, max(widths) if len(widths) == self.num_layers else None),)
+        """How memory treats the layers: those of a group share a block table. All groups have equally many places."""
+        return group_layers(self.windows, self.context_length)[0]
+
+    @property
+    def layer_places(self) -> tuple[tuple[int, int], ...]:
+        """For each layer its group, and its place in the group's pages."""
+        return group_layers(self.windows, self.context_length)[1]
 
     @classmethod
     def read(
@@ -161,6 +189,8 @@ class ModelConfig:
         o_bias: bool = False,
         mlp_bias: bool = False,
         qk_norm: bool = False,
+        rope: RopeConfig | None = None,
+        activation_field: str = "hidden_act",
     ) -> ModelConfig:
         """The fields every family shares, and the family's own.
 
@@ -173,6 +203,8 @@ class ModelConfig:
             o_bias: whether the attention's output product has one.
             mlp_bias: whether the feed-forward products have one.
             qk_norm: whether each query and key head is normed before it is rotated.
+            rope: where the family has a way of its own to write it down.
+            activation_field: where the file names the activation.
 
         Raises:
             UnsupportedModelError: a field is missing, malformed or not supported.
@@ -192,9 +224,9 @@ class ModelConfig:
         head_dim = file.integer("head_dim", head_dim or hidden // heads)
         if head_dim % 2 or head_dim < 4:
             raise file.refuse("head_dim", f"gives heads of {head_dim}: rotary embedding needs an even size from 4")
-        activation = file.text("hidden_act", "silu")
+        activation = file.text(activation_field, "silu")
         if activation not in ACTIVATIONS:
-            raise file.refuse("hidden_act", f"is not supported: use one of {', '.join(ACTIVATIONS)}")
+            raise file.refuse(activation_field, f"is not supported: use one of {', '.join(ACTIVATIONS)}")
         layers = file.integer("num_hidden_layers")
         max_positions = file.integer("max_position_embeddings", 2048)
         return cls(
@@ -209,18 +241,23 @@ class ModelConfig:
             norm_eps=file.number("rms_norm_eps", 1e-6, above=0),
             max_positions=max_positions,
             activation=ACTIVATIONS[activation],
-            rope=RopeConfig.read(file, max_positions),
+            rope=RopeConfig.read(file, max_positions) if rope is None else rope,
             windows=(None,) * layers if windows is None else windows,
             tie_word_embeddings=file.flag("tie_word_embeddings", False),
             qkv_bias=qkv_bias,
             o_bias=o_bias,
             mlp_bias=mlp_bias,
             qk_norm=qk_norm,
-            dtype=_dtype(file),
+            dtype=stored_dtype(file),
         )
 
 
-def _dtype(file: ConfigFile) -> str | None:
+def stored_dtype(file: ConfigFile) -> str | None:
+    """What the file says of the checkpoint's dtype.
+
+    Raises:
+        UnsupportedModelError: it is no dtype that weights may have.
+    """
     name = "dtype" if file.get("dtype") is not None else "torch_dtype"
     value = file.get(name)
     if value is None:

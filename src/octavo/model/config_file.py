@@ -72,6 +72,10 @@ class ConfigFile:
             raise self.refuse(name, "must be an object")
         return ConfigFile(self.path, value or {}, f"{self.prefix}{name}.")
 
+    def filled(self, defaults: dict[str, Any]) -> ConfigFile:
+        """The same object with ``defaults`` for the fields that it does not have; a null stays a null."""
+        return ConfigFile(self.path, {**defaults, **self.values}, self.prefix)
+
     def refuse(self, name: str, why: str) -> UnsupportedModelError:
         """The error that refuses this field's value."""
         return UnsupportedModelError(f"{self.path}: {self.prefix}{name}={self.values.get(name)!r} {why}")

@@ -16,17 +16,23 @@ from octavo.model.rope import cos_sin_table
 
 @dataclass(slots=True)
 class DecoderLayer:
-    """One layer's weights. Query, key and value are one product, gate and up another."""
+    """One layer's weights, and where its keys and values lie. Query, key and value are one product, gate and up
+    another."""
 
+    group: int  #: whose block table it reads
+    place: int  #: within the group's pages
+    window: int | None
+    rope: int  #: which table of angles: 0 the model's, 1 that of its windowed layers
     input_norm: torch.Tensor
     qkv: Linear
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
     output: Linear
+    post_attention_norm: torch.Tensor | None
     mlp_norm: torch.Tensor
     gate_up: Linear
     down: Linear
-    window: int | None
+    post_mlp_norm: torch.Tensor | None
 
 
 @dataclass(slots=True)
@@ -80,22 +86,25 @@ class Decoder:
         self._head = head
         self._kernels = kernels
         self._activate = getattr(kernels, config.activation)
-        self._scale = config.head_dim**-0.5
+        self._scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
         self._capacity = 0
         self._storage: _Buffers
         self._views: dict[int, _Buffers] = {}
         self._logits = torch.empty(0, config.vocab_size, device=self.device)
-        self._cos_sin = torch.empty(0, config.head_dim, device=self.device)
+        self._ropes = (config.rope,) if config.local_rope is None else (config.rope, config.local_rope)
+        self._cos_sin = tuple(torch.empty(0, config.head_dim, device=self.device) for _ in self._ropes)
         self.reserve(1, 1024)
 
     def reserve(self, num_tokens: int, num_positions: int) -> None:
         """Make room for batches of ``num_tokens`` rows and for contexts of ``num_positions`` tokens; both grow by
         themselves, so this only moves the cost to a convenient time."""
-        if num_positions > self._cos_sin.shape[0]:
-            length = max(num_positions, min(2 * self._cos_sin.shape[0], self.config.context_length))
+        held = self._cos_sin[0].shape[0]
+        if num_positions > held:
+            length = max(num_positions, min(2 * held, self.config.context_length))
             with torch.inference_mode(False):
-                table = cos_sin_table(self.config.rope, self.config.head_dim, length)
-                self._cos_sin = table.to(self.device).contiguous()
+                tables = (cos_sin_table(rope, self.config.head_dim, length) for rope in self._ropes)
+                self._cos_sin = tuple(table.to(self.device).contiguous() for table in tables)
         if num_tokens > self._capacity:
             self._capacity = max(num_tokens, 2 * self._capacity)
             self._views.clear()
@@ -112,15 +121,15 @@ class Decoder:
         self,
         token_ids: torch.Tensor,
         kv: torch.Tensor,
-        meta: AttentionMetadata,
+        meta: Sequence[AttentionMetadata],
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute a flat batch: write its keys and values to memory, and give the logits of the rows wanted.
 
         Args:
-            token_ids: int64 ``[T]``; a row's position is ``meta.positions``'.
+            token_ids: int64 ``[T]``; a row's position is ``meta[0].positions``'.
             kv: :meth:`KvLayout.view`'s tensor, written to.
-            meta: which row belongs to whom.
+            meta: which row belongs to whom: one for each of ``config.layer_groups``, alike but for the tables.
             rows: int64 ``[R]``, the rows whose logits are wanted [all T]. From the last layer's attention on, only
                 they are computed.
 
@@ -134,14 +143,17 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The head alone: rows of :meth:`hidden` to float32 ``[R, vocab]``, good until the next call."""
-        return self._to_float(self._head(hidden)) if hidden.shape[0] else self._logits[:0]
+        if not hidden.shape[0]:
+            return self._logits[:0]
+        logits, cap = self._to_float(self._head(hidden)), self.config.logit_softcap
+        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
     @torch.inference_mode()
     def hidden(
         self,
         token_ids: torch.Tensor,
         kv: torch.Tensor,
-        meta: AttentionMetadata,
+        meta: Sequence[AttentionMetadata],
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """:meth:`forward` without the head, for a caller who wants more rows than there is room for their logits.
@@ -150,7 +162,7 @@ class Decoder:
             ``[R, hidden]`` after the final norm, in the decoder's dtype, good until the next call.
         """
         config, kernels, eps = self.config, self._kernels, self.config.norm_eps
-        self.reserve(token_ids.shape[0], meta.max_context)
+        self.reserve(token_ids.shape[0], meta[0].max_context)
         buffers = self._buffers(token_ids.shape[0])
         residual, normed, attended, activated = (
             buffers.residual,
@@ -160,10 +172,13 @@ class Decoder:
         )
         cos_sin, scale, heads, kv_heads = self._cos_sin, self._scale, config.num_heads, config.num_kv_heads
         fused_attention, add_rms_norm, activate = kernels.fused_attention, kernels.add_rms_norm, self._activate
+        rms_norm, softcap = kernels.rms_norm, config.attention_softcap
         last = len(self._layers) - 1
 
         torch.index_select(self._embedding, 0, token_ids, out=residual)
-        kernels.rms_norm(residual, self._layers[0].input_norm, eps, normed)
+        if self._embedding_scale != 1.0:
+            residual.mul_(self._embedding_scale)
+        rms_norm(residual, self._layers[0].input_norm, eps, normed)
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(normed)
             fused_attention(
@@ -171,15 +186,16 @@ class Decoder:
                 layer.q_norm,
                 layer.k_norm,
                 eps,
-                cos_sin,
+                cos_sin[layer.rope],
                 kv,
-                index,
-                meta,
+                layer.place,
+                meta[layer.group],
                 scale,
                 attended,
                 heads,
                 kv_heads,
                 layer.window,
+                softcap,
                 batch_invariant=self.batch_invariant,
             )
             if index == last and rows is not None:
@@ -187,9 +203,15 @@ class Decoder:
                     return normed[:0]
                 attended, residual = attended.index_select(0, rows), residual.index_select(0, rows)
                 normed, activated = normed[: rows.shape[0]], activated[: rows.shape[0]]
-            add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps, normed)
+            mixed = layer.output(attended)
+            if layer.post_attention_norm is not None:
+                rms_norm(mixed, layer.post_attention_norm, eps, mixed)
+            add_rms_norm(mixed, residual, layer.mlp_norm, eps, normed)
             activate(layer.gate_up(normed), activated)
-            add_rms_norm(layer.down(activated), residual, self._next_norms[index], eps, normed)
+            fed = layer.down(activated)
+            if layer.post_mlp_norm is not None:
+                rms_norm(fed, layer.post_mlp_norm, eps, fed)
+            add_rms_norm(fed, residual, self._next_norms[index], eps, normed)
         return normed
 
     def _to_float(self, logits: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,13 @@ from octavo.model.linear import Linear, LinearFactory
 
 _EMBEDDING = "embed_tokens.weight"
 _HEAD = "lm_head.weight"
+_PLACES = (
+    ("model.", _HEAD),
+    ("", _HEAD),  # saved from the bare model; transformers accepts it too
+    ("language_model.model.", f"language_model.{_HEAD}"),  # the text part of a model with eyes
+    ("model.language_model.", _HEAD),
+)
+"""What names may begin with, and what the head is called then."""
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias)")
 """Tensors that older exporters wrote and that are computed, not learned."""
 
@@ -61,17 +68,24 @@ def load_model(
 def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """What the weights may take in memory at most, in bytes. A tied embedding counts twice: rows are looked up in one
     copy, and the product with it may read a packed one."""
-    return (_parameters(config) + (config.vocab_size * config.hidden_size)) * dtype.itemsize
+    wider = torch.float32.itemsize - dtype.itemsize if config.norm_offset else 0
+    return (_parameters(config) + config.vocab_size * config.hidden_size) * dtype.itemsize + _norms(config) * wider
 
 
 def _parameters(config: ModelConfig) -> int:
     """Weights to be read, with a head of its own only where embeddings are not tied."""
     hidden, qkv = config.hidden_size, config.q_size + 2 * config.kv_size
-    layer = hidden * (qkv + config.q_size + 3 * config.intermediate_size + 2)
-    layer += qkv * config.qkv_bias + hidden * config.o_bias + 2 * config.head_dim * config.qk_norm
+    layer = hidden * (qkv + config.q_size + 3 * config.intermediate_size)
+    layer += qkv * config.qkv_bias + hidden * config.o_bias
     layer += (2 * config.intermediate_size + hidden) * config.mlp_bias
     tables = 1 if config.tie_word_embeddings else 2
-    return config.num_layers * layer + hidden + tables * config.vocab_size * hidden
+    return config.num_layers * layer + _norms(config) + tables * config.vocab_size * hidden
+
+
+def _norms(config: ModelConfig) -> int:
+    """Weights of norms."""
+    layer = config.hidden_size * (4 if config.post_norms else 2) + 2 * config.head_dim * config.qk_norm
+    return config.num_layers * layer + config.hidden_size
 
 
 class _Loading:
@@ -90,8 +104,8 @@ class _Loading:
         self.checkpoint = checkpoint
         self.device = device
         self.progress = progress
-        # A checkpoint saved from the bare model lacks the prefix; transformers accepts both.
-        self.prefix = "" if _EMBEDDING in checkpoint and f"model.{_EMBEDDING}" not in checkpoint else "model."
+        found = (place for place in _PLACES if place[0] + _EMBEDDING in checkpoint)
+        self.prefix, self.head = next(found, _PLACES[0])
         self.dtype, self.notes = resolve_dtype(dtype, self._stored_dtype(), device)
         self.factory = LinearFactory(self.dtype, device, batch_invariant)
         self.used: set[str] = set()
@@ -103,7 +117,7 @@ class _Loading:
         config = self.config
         embedding, head_weight = self._tables()
         layers = [self._layer(index) for index in range(config.num_layers)]
-        final_norm = self._tensor("norm.weight", config.hidden_size)
+        final_norm = self._norm("norm.weight", config.hidden_size)
         head = self.factory.build(embedding if head_weight is None else head_weight)
         if head_weight is None and head.kind.startswith("plain"):
             self.bytes_kept += embedding.nbytes
@@ -126,16 +140,24 @@ class _Loading:
         config, attention, mlp = self.config, f"layers.{index}.self_attn", f"layers.{index}.mlp"
         hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
         qkv = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
+        group, place = config.layer_places[index]
+        window = config.windows[index]
+        after = "pre_feedforward" if config.post_norms else "post_attention"  # the norm before the feed-forward part
         return DecoderLayer(
-            input_norm=self._tensor(f"layers.{index}.input_layernorm.weight", hidden),
+            group=group,
+            place=place,
+            window=window,
+            rope=int(config.local_rope is not None and window is not None),
+            input_norm=self._norm(f"layers.{index}.input_layernorm.weight", hidden),
             qkv=self._linear(attention, qkv, hidden, config.qkv_bias),
-            q_norm=self._tensor(f"{attention}.q_norm.weight", head) if config.qk_norm else None,
-            k_norm=self._tensor(f"{attention}.k_norm.weight", head) if config.qk_norm else None,
+            q_norm=self._norm(f"{attention}.q_norm.weight", head) if config.qk_norm else None,
+            k_norm=self._norm(f"{attention}.k_norm.weight", head) if config.qk_norm else None,
             output=self._linear(attention, {"o_proj": hidden}, config.q_size, config.o_bias),
-            mlp_norm=self._tensor(f"layers.{index}.post_attention_layernorm.weight", hidden),
+            post_attention_norm=self._post_norm(f"layers.{index}.post_attention_layernorm.weight"),
+            mlp_norm=self._norm(f"layers.{index}.{after}_layernorm.weight", hidden),
             gate_up=self._linear(mlp, {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias),
             down=self._linear(mlp, {"down_proj": hidden}, inner, config.mlp_bias),
-            window=config.windows[index],
+            post_mlp_norm=self._post_norm(f"layers.{index}.post_feedforward_layernorm.weight"),
         )
 
     def _tables(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -146,20 +168,20 @@ class _Loading:
         """
         shape = (self.config.vocab_size, self.config.hidden_size)
         if not self.config.tie_word_embeddings:
-            return self._tensor(_EMBEDDING, *shape, kept=False), self._tensor(_HEAD, *shape, prefix="", kept=False)
-        if _HEAD not in self.checkpoint:
+            return self._tensor(_EMBEDDING, *shape, kept=False), self._tensor(self.head, *shape, prefix="", kept=False)
+        if self.head not in self.checkpoint:
             return self._tensor(_EMBEDDING, *shape, kept=False), None
         if self.prefix + _EMBEDDING not in self.checkpoint:
-            return self._tensor(_HEAD, *shape, prefix="", kept=False), None
-        stored, head = self.checkpoint.read(self.prefix + _EMBEDDING, shape), self.checkpoint.read(_HEAD, shape)
+            return self._tensor(self.head, *shape, prefix="", kept=False), None
+        stored, head = self.checkpoint.read(self.prefix + _EMBEDDING, shape), self.checkpoint.read(self.head, shape)
         if torch.equal(stored, head):
-            self.used.add(_HEAD)
+            self.used.add(self.head)
             return self._tensor(_EMBEDDING, *shape, kept=False), None
         self.notes.append(
             f"config.json ties the embeddings, but the checkpoint has two different ones ({self.prefix}{_EMBEDDING}, "
-            f"{_HEAD}): both are used, untied"
+            f"{self.head}): both are used, untied"
         )
-        return self._tensor(_EMBEDDING, *shape, kept=False), self._tensor(_HEAD, *shape, prefix="", kept=False)
+        return self._tensor(_EMBEDDING, *shape, kept=False), self._tensor(self.head, *shape, prefix="", kept=False)
 
     def _linear(self, module: str, parts: dict[str, int], width: int, has_bias: bool) -> Linear:
         """The named products of a module as one, stacked in order."""
@@ -181,6 +203,18 @@ class _Loading:
         self.bytes_kept += tensor.nbytes if kept else 0
         return tensor
 
+    def _norm(self, name: str, size: int) -> torch.Tensor:
+        """A norm's weight; with the family's offset added, in float32, where it has one: in a narrower dtype the sum
+        would be rounded, and transformers does not round it."""
+        weight = self._tensor(name, size)
+        if not self.config.norm_offset:
+            return weight
+        self.bytes_kept += 4 * size - weight.nbytes
+        return weight.float() + self.config.norm_offset
+
+    def _post_norm(self, name: str) -> torch.Tensor | None:
+        return self._norm(name, self.config.hidden_size) if self.config.post_norms else None
+
     def _copy(self, name: str, target: torch.Tensor, prefix: str | None = None) -> None:
         full = (self.prefix if prefix is None else prefix) + name
         target.copy_(self.checkpoint.read(full, tuple(target.shape)))
@@ -193,7 +227,7 @@ class _Loading:
         if self.config.dtype is not None:
             dtype: torch.dtype = getattr(torch, self.config.dtype)
             return dtype
-        name = self.prefix + _EMBEDDING if self.prefix + _EMBEDDING in self.checkpoint else _HEAD
+        name = self.prefix + _EMBEDDING if self.prefix + _EMBEDDING in self.checkpoint else self.head
         return self.checkpoint.read(name, (self.config.vocab_size, self.config.hidden_size)).dtype
 
     def _note_unused(self) -> None:

@@ -565,24 +565,27 @@ def make_plan(
 
 
 class Plans:
-    """The plans of the latest batch: one for each kind of layer."""
+    """The plans of the latest batch: one for each kind of layer of each layer group."""
 
     def __init__(self) -> None:
-        self._latest: tuple[AttentionMetadata | None, dict[tuple[object, ...], Plan]] = (None, {})
+        # the batch's query_start, and its plans by kind of layer, beside the metadata that each was made for
+        self._latest: tuple[torch.Tensor | None, dict[tuple[object, ...], tuple[AttentionMetadata, Plan]]] = (None, {})
 
     def find(
         self, meta: AttentionMetadata, cache: checks.Cache, num_heads: int, window: int | None, batch_invariant: bool
     ) -> Plan:
-        """The plan for a call, made anew where the batch is not the latest one."""
+        """The plan for a call, made anew where the batch is not the latest one. The metadata of a batch's layer groups
+        share their ``query_start``; by that they are known as one batch."""
         threads = num_threads()
         latest, plans = self._latest
-        key = (num_heads, window, batch_invariant, threads, cache)
-        if latest is meta:
-            plan = plans.get(key)
-            if plan is not None:
-                return plan
+        key = (id(meta), num_heads, window, batch_invariant, threads, cache)
+        if latest is meta.query_start:
+            found = plans.get(key)
+            if found is not None:
+                return found[1]  # what holds ``meta``: its id is no other's
         plan = make_plan(checks.batch(meta), cache, num_heads, window, batch_invariant, threads)
-        self._latest = (meta, {**plans, key: plan} if latest is meta else {key: plan})
+        held = plans if latest is meta.query_start else {}
+        self._latest = (meta.query_start, {**held, key: (meta, plan)})
         return plan
 
 
