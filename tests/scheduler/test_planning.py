@@ -101,6 +101,14 @@ def test_a_newcomer_leaves_those_above_a_block_to_grow() -> None:
     over.check_outputs()
 
 
+def test_no_block_is_left_to_those_who_will_never_want_one() -> None:
+    over = case(num_blocks=7)
+    add(over, [1] * 13, max_tokens=3)  # four blocks, to its very end
+    second = add(over, [2] * 12, max_tokens=1)
+    over.step()
+    assert second.live == []  # it was admitted, computed, and is done
+
+
 def test_a_budget_used_up_by_decodes_admits_nobody_more() -> None:
     """A decode that has just been planned into the last slot of its block looks like one that may stall."""
     over = case(num_blocks=60, max_num_batched_tokens=8, max_num_seqs=16)

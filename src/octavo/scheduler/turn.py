@@ -75,11 +75,15 @@ class Turn:
         if self._awaits(first, nodes):
             return None
         # The whole of what it has to recompute must fit, beside what others were promised, and one block to grow for
-        # each sequence ranked above; it is not taken at once, but chunk by chunk.
+        # each sequence ranked above that may come to want one (its last token is never computed); it is not taken at
+        # once, but chunk by chunk.
         need = self.memory.need(first, first.num_total, nodes)
         shared = first.num_prompt // self.memory.block_size * self.memory.num_groups
         need += sum(self.memory.blocks_for(seq.num_total) - shared for seq in others)
-        above = sum(len(other.live) for other in self.residency.running if other.rank < request.rank)
+        rank = request.rank
+        above = sum(
+            seq.limit - 1 > seq.capacity for other in self.residency.running if other.rank < rank for seq in other.live
+        )
         return self.residency.admit(need + self.promised + above)
 
     def grow(self, seq: Sequence, upto: int) -> bool:
