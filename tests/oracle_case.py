@@ -6,7 +6,7 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-from octavo.config import SchedulerConfig
+from octavo.config import EVICTIONS, SchedulerConfig
 from octavo.errors import RequestTooLargeError
 from octavo.plan import LayerGroup, SamplingSpec, StepPlan
 from octavo.request import FinishReason, Request, SamplingParams, Sequence, SequenceState
@@ -208,6 +208,7 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         ageing_seconds=rng.choice([0.5, 5.0, 50.0]),
         batching="static" if rng.random() < 0.1 else "continuous",
         prefix_caching=rng.random() < 0.75,
+        eviction=rng.choice(EVICTIONS),
         depth=rng.choice([0, 1]),
         groups=(LayerGroup(1),) * groups,
     )

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from octavo import EngineConfig
-from octavo.config import SchedulerConfig
+from octavo import EngineConfig, memory
+from octavo.config import EVICTIONS, SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.plan import LayerGroup, ModelFacts
 
@@ -39,6 +39,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("ageing_seconds", 0.0, "ageing_seconds=0.0 must be a positive"),
     ("ageing_seconds", float("inf"), "ageing_seconds=inf"),
     ("batching", "dynamic", "use one of continuous, static"),
+    ("eviction", "mru", "use one of lru, fifo, lfu"),
     ("prefix_caching", 1, "prefix_caching must be True or False"),
     ("batch_invariant", "yes", "batch_invariant must be True or False"),
     ("depth", 2, "depth=2 is out of range: use 0 to 1"),
@@ -76,7 +77,9 @@ def test_it_is_frozen_and_can_be_copied() -> None:
 
 def test_the_schedulers_part_is_plain_data() -> None:
     facts = ModelFacts(num_blocks=99, max_model_len=50, vocab_size=7, groups=(LayerGroup(2), LayerGroup(2, window=8)))
-    engine = EngineConfig(block_size=8, max_num_seqs=3, policy="priority", batching="static", depth=1, num_blocks=5)
+    engine = EngineConfig(
+        block_size=8, max_num_seqs=3, policy="priority", batching="static", eviction="arc", depth=1, num_blocks=5
+    )
     config = SchedulerConfig.of(engine, facts)
     assert (config.num_blocks, config.max_model_len, config.groups) == (99, 50, facts.groups)
     for name in {item.name for item in dataclasses.fields(SchedulerConfig)} & {
@@ -84,3 +87,7 @@ def test_the_schedulers_part_is_plain_data() -> None:
     } - {"num_blocks", "max_model_len"}:
         assert getattr(config, name) == getattr(engine, name)
     assert json.loads(json.dumps(config.as_dict()))["groups"][1] == {"num_layers": 2, "window": 8}
+
+
+def test_the_names_of_eviction_policies_are_those_there_are() -> None:
+    assert set(EVICTIONS) == set(memory.eviction.EVICTIONS)

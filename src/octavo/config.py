@@ -16,6 +16,7 @@ BUNDLED_MODEL = "tales"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "priority")
 BATCHINGS = ("continuous", "static")
+EVICTIONS = ("lru", "fifo", "lfu", "arc")
 KERNELS = ("auto", "reference", "cpu")
 DEVICES = ("auto", "cpu")
 
@@ -42,6 +43,9 @@ class EngineConfig:
         ageing_seconds: under "priority", a request gains one level of priority for each so many seconds of waiting.
         batching: "continuous", or "static" (nobody is admitted until the batch drains), to compare with.
         prefix_caching: keep freed blocks for later prompts that begin alike.
+        eviction: which freed block is given up first when room is needed: "lru" (least recently used), "fifo", "lfu"
+            (least frequently used), "arc" (adaptive replacement), or "prefix" (cost to recompute times chance of
+            reuse).
         depth: plans in flight beside the one being built; 0 plans, runs, commits in turn.
         batch_invariant: bit-equal results whoever shares the batch (pads products, splits attention by context only).
         num_threads: CPU threads [``OMP_NUM_THREADS``, or one for each core].
@@ -67,6 +71,7 @@ class EngineConfig:
     ageing_seconds: float = 60.0
     batching: str = "continuous"
     prefix_caching: bool = True
+    eviction: str = "lru"
     depth: int = 0
     batch_invariant: bool = False
     num_threads: int | None = None
@@ -91,6 +96,7 @@ class EngineConfig:
         _choice("kernels", self.kernels, KERNELS)
         _choice("policy", self.policy, POLICIES)
         _choice("batching", self.batching, BATCHINGS)
+        _choice("eviction", self.eviction, EVICTIONS)
         _integer("block_size", self.block_size, 1, 4096)
         _integer("num_blocks", self.num_blocks, 1, 2**31 - 1, optional=True)
         _integer("max_num_seqs", self.max_num_seqs, 1, 65_536)
@@ -120,6 +126,7 @@ class SchedulerConfig:
     ageing_seconds: float = 60.0
     batching: str = "continuous"
     prefix_caching: bool = True
+    eviction: str = "lru"
     depth: int = 0
     groups: tuple[LayerGroup, ...] = (LayerGroup(1),)
 
@@ -136,6 +143,7 @@ class SchedulerConfig:
             ageing_seconds=config.ageing_seconds,
             batching=config.batching,
             prefix_caching=config.prefix_caching,
+            eviction=config.eviction,
             depth=config.depth,
             groups=facts.groups,
         )

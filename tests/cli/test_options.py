@@ -49,7 +49,7 @@ CONFIGURATION: dict[str, Any] = {
     "model": "a/b", "revision": "main", "tokenizer": "c", "dtype": "float32", "device": "cpu", "kernels": "reference",
     "block_size": 8, "num_blocks": 99, "memory_utilization": 0.25, "max_num_seqs": 3, "max_num_batched_tokens": 64,
     "max_model_len": 77, "policy": "priority", "ageing_seconds": 5.5, "batching": "static", "prefix_caching": False,
-    "depth": 1, "batch_invariant": True, "num_threads": 2, "seed": 11,
+    "eviction": "lfu", "depth": 1, "batch_invariant": True, "num_threads": 2, "seed": 11,
 }  # fmt: skip
 
 

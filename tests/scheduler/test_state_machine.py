@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from oracle_case import Case
 
-from octavo.config import SchedulerConfig
+from octavo.config import EVICTIONS, SchedulerConfig
 from octavo.plan import LayerGroup
 from octavo.request import FinishReason, SamplingParams
 
@@ -35,6 +35,7 @@ CONFIGS = st.builds(
     ageing_seconds=st.sampled_from([0.5, 50.0]),
     batching=st.sampled_from(["continuous", "continuous", "continuous", "static"]),
     prefix_caching=st.booleans(),
+    eviction=st.sampled_from(EVICTIONS),
     depth=st.sampled_from([0, 1]),
 )
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from octavo.config import BATCHINGS, DEVICES, DTYPES, KERNELS, POLICIES, EngineConfig
+from octavo.config import BATCHINGS, DEVICES, DTYPES, EVICTIONS, KERNELS, POLICIES, EngineConfig
 from octavo.errors import SamplingParamsError
 from octavo.request import SamplingParams
 
@@ -51,6 +51,7 @@ ENGINE: dict[str, Flag] = {
     "ageing_seconds": Flag(float, "Under --policy priority: waiting so long gains one level.", "60"),
     "batching": Flag(str, "When waiting requests may join.", metavar=_one_of(BATCHINGS)),
     "prefix_caching": Flag(bool, "Keep freed blocks for later prompts that begin alike.", "on"),
+    "eviction": Flag(str, "Which freed block is given up first.", metavar=_one_of(EVICTIONS)),
     "depth": Flag(int, "Plans in flight beside the one being built.", "0"),
     "batch_invariant": Flag(bool, "Bit-equal results whoever shares the batch, at some cost.", "off"),
     "num_threads": Flag(int, "CPU threads.", "all"),

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from octavo.config import SchedulerConfig
 from octavo.errors import OutOfBlocksError
+from octavo.memory.evicting_pool import EvictingPool
+from octavo.memory.eviction import EVICTIONS
 from octavo.memory.pool import BlockPool
 from octavo.memory.prefix_tree import PrefixTree, block_key
 from octavo.memory.snapshot import MemorySnapshot
@@ -25,8 +27,13 @@ class MemoryManager:
         self.block_size = config.block_size
         self.num_groups = len(config.groups)
         self.caching = config.prefix_caching
-        self.pool = BlockPool(config.num_blocks)
         self.tree = PrefixTree()
+        # Under "lru" the pool's free list is the policy.
+        self.evicting: EvictingPool | None = None
+        if config.eviction != "lru" and config.prefix_caching:
+            policy = EVICTIONS[config.eviction](config.num_blocks)
+            self.evicting = EvictingPool(config.num_blocks, policy, self._may_go)
+        self.pool: BlockPool = self.evicting or BlockPool(config.num_blocks)
         self.copies: list[BlockCopy] = []
         self.evicted: list[int] = []
         # (node, next block's tokens) -> the sequence that is computing that block just now
@@ -110,6 +117,10 @@ class MemoryManager:
             for table, block in zip(seq.tables, self.tree.blocks[node], strict=True):
                 self.pool.share(block)
                 table.blocks.append(block)
+        if self.evicting is not None:
+            for node in reversed(nodes):
+                for block in self.tree.blocks[node]:
+                    self.evicting.eviction.touch(block)
         if nodes:
             seq.node = nodes[-1]
         seq.num_published = len(nodes)
@@ -163,6 +174,8 @@ class MemoryManager:
                 node = tree.insert(seq.node, key, blocks)
                 for block in blocks:
                     pool.node[block] = node
+                if self.evicting is not None:
+                    self.evicting.file(node, blocks, seq.node, key, i)
             else:
                 for table, block in zip(seq.tables, tree.blocks[node], strict=True):
                     own = table.blocks[i]
@@ -249,6 +262,8 @@ class MemoryManager:
                 raise RuntimeError(f"prefix node {node} is held, its parent {parent} is not")
         if held != filed:
             raise RuntimeError("the prefix tree and the pool disagree on what is cached")
+        if self.evicting is not None:
+            self.evicting.audit()
 
     def snapshot(self, sequences: Iterable[Sequence]) -> MemorySnapshot:
         """The whole pool, and which of ``sequences`` holds what. O(blocks)."""
@@ -298,8 +313,16 @@ class MemoryManager:
         return block
 
     def _forget_node(self, node: int) -> None:
+        parent = self.tree.parent(node)
         for block in self.tree.remove(node):
             self.pool.forget(block)
+        if self.evicting is not None and isinstance(parent, int) and not self.tree.num_children(parent):
+            for block in self.tree.blocks[parent]:
+                self.evicting.settle(block)
+
+    def _may_go(self, block: int) -> bool:
+        """Whether the prefix tree could do without what ``block`` holds: leaves go before their parents."""
+        return not self.tree.num_children(self.pool.node[block])
 
     def _release(self, block: int) -> None:
         pool = self.pool

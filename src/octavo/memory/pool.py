@@ -43,7 +43,7 @@ class BlockPool:
     def share(self, block: int) -> None:
         """Add a reference, taking the block out of the free list if it was cached there."""
         if self.refs[block] == 0:
-            self._unlink(block)
+            self._leave(block)
         self.refs[block] += 1
 
     def release(self, block: int) -> None:
@@ -58,7 +58,7 @@ class BlockPool:
             raise RuntimeError(f"block {block} is released twice")
         self.refs[block] = refs - 1
         if refs == 1:
-            self._link(block, at_tail=self.node[block] != 0)
+            self._enter(block)
 
     def forget(self, block: int) -> None:
         """The block's content is no longer cached; if it is free, it moves to the head of the list."""
@@ -74,6 +74,14 @@ class BlockPool:
             blocks.append(block)
             block = self._next[block]
         return blocks
+
+    def _enter(self, block: int) -> None:
+        """Nobody holds the block any more."""
+        self._link(block, at_tail=self.node[block] != 0)
+
+    def _leave(self, block: int) -> None:
+        """The block, which is free, is about to be held."""
+        self._unlink(block)
 
     def _unlink(self, block: int) -> None:
         before, after = self._previous[block], self._next[block]

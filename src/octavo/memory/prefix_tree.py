@@ -76,6 +76,10 @@ class PrefixTree:
             raise RuntimeError(f"prefix node {node} does not exist")
         return full_key[0]
 
+    def num_children(self, node: int) -> int:
+        """How many longer prefixes hang on the node."""
+        return self._children[node]
+
     def nodes(self) -> list[int]:
         """Every node's number. O(nodes): for audits and pictures."""
         return list(self._index.values())

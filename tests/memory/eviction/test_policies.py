@@ -67,6 +67,21 @@ class SlowFIFO(SlowPolicy):
 
 
 class SlowLFU(SlowPolicy):
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.dropped: list[tuple[int, int]] = []  # (content, uses), the oldest first
+
+    def file(self, block: int, content: int, depth: int) -> None:
+        super().file(block, content, depth)
+        for entry in [entry for entry in self.dropped if entry[0] == content]:
+            self.known[block].uses += entry[1]
+            self.dropped.remove(entry)
+
+    def drop(self, block: int) -> None:
+        self.dropped.append((self.known[block].content, self.known[block].uses))
+        self.dropped = self.dropped[-16 * self.capacity :]
+        super().drop(block)
+
     def victim(self) -> int:
         return min(self.resting(), key=lambda block: (self.known[block].uses, self.known[block].used))
 
@@ -123,17 +138,17 @@ MODELS: dict[str, type[SlowPolicy]] = {"lru": SlowLRU, "fifo": SlowFIFO, "lfu": 
 
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.integers(1, 6), st.lists(st.tuples(st.sampled_from("ftrwdvvv"), st.integers(0, 9)), max_size=150))
+@given(st.integers(1, 6), st.lists(st.tuples(st.sampled_from("ftrwdvvv"), st.integers(0, 19)), max_size=150))
 def test_it_does_what_the_plain_model_does(name: str, capacity: int, actions: list[tuple[str, int]]) -> None:
     policy, model = EVICTIONS[name](capacity), MODELS[name](capacity)
     for action, which in actions:
-        block = which
+        block = which % 10
         known = model.known.get(block)
-        if action == "f":
-            if known is None:
-                content, depth = block * 31 + 7, block % 3
-                both(policy, model, "file", block, content, depth)
-                both(policy, model, "rest", block)
+        if action == "f":  # content comes back after it was dropped, in whatever block
+            if which not in {each.content for each in model.known.values()}:
+                free = next(block for block in range(20) if block not in model.known)
+                both(policy, model, "file", free, which, which % 3)
+                both(policy, model, "rest", free)
         elif action == "t" and known:
             both(policy, model, "touch", block)
         elif action == "r" and known and not known.rests:
@@ -146,6 +161,7 @@ def test_it_does_what_the_plain_model_does(name: str, capacity: int, actions: li
             if model.resting():
                 victim = model.victim()
                 assert policy.victim() == victim
+                assert policy.rests(victim)
                 assert policy.victim() == victim  # it stays until it is dropped
                 both(policy, model, "drop", victim)
             else:

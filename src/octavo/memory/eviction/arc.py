@@ -97,5 +97,9 @@ class ARC(Eviction):
         from_once = self._once and (self._num_once > self._target or not self._again)
         return (self._once if from_once else self._again).first()
 
+    def rests(self, block: int) -> bool:
+        """Whether one of the queues holds it."""
+        return block in self._once or block in self._again
+
     def _num_known(self) -> int:
         return len(self._known) + len(self._once_ghosts) + len(self._again_ghosts)

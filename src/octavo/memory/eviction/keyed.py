@@ -40,3 +40,7 @@ class KeyedEviction(Eviction, Generic[Key]):
     def victim(self) -> int:
         """The resting block with the smallest key."""
         return self._resting.first()
+
+    def rests(self, block: int) -> bool:
+        """Whether it is among the resting."""
+        return block in self._resting

@@ -47,3 +47,7 @@ class Eviction(ABC):
         Raises:
             LookupError: nothing rests.
         """
+
+    @abstractmethod
+    def rests(self, block: int) -> bool:
+        """Whether the block is among those that may be evicted (for audits)."""
