@@ -27,6 +27,7 @@ class Case:
         self.executor = OracleExecutor(
             config.num_blocks,
             config.block_size,
+            num_host_blocks=config.num_host_blocks,
             num_groups=len(config.groups),
             vocab_size=vocab_size,
             failing=failing,
@@ -101,6 +102,10 @@ class Case:
         placed = [*scheduler.residency.running, *(entry[1] for entry in scheduler.residency.waiting)]
         assert {id(request) for request in placed} == live
         assert len(placed) == len(live)
+        for seq in scheduler.memory.swaps.swapped.values():
+            assert seq.swapped is not None
+            assert seq in seq.request.live
+            assert id(seq.request) in live
 
     def drain(self, limit: int = 20_000) -> None:
         """Run until all is done; idle steps in a row, or very many steps, are a livelock."""
@@ -112,6 +117,7 @@ class Case:
             assert limit, "livelock: it does not end"
         self.step()  # carries the last releases
         assert self.scheduler.memory.num_free == self.config.num_blocks
+        assert self.scheduler.memory.swaps.host.num_free == self.config.num_host_blocks
         assert not self.executor.slots
         assert not list(self.scheduler.sequences())
 
@@ -211,6 +217,13 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         eviction=rng.choice(EVICTIONS),
         depth=rng.choice([0, 1]),
         groups=(LayerGroup(1),) * groups,
+        num_host_blocks=rng.choice([0, 4, 64, 64]),
+        preemption=rng.choice(["auto", "swap", "swap", "recompute"]),
+        page_bytes=1,  # to move one page out and in costs as much as to compute one or two tokens
+        link_bandwidth=2.0,
+        flops_per_token=1.0,
+        attention_flops=rng.choice([0.0, 0.01]),
+        compute_speed=rng.choice([0.6, 1.0]),
     )
 
 

@@ -15,10 +15,21 @@ BUNDLED_MODEL = "tales"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "priority")
+PREEMPTIONS = ("auto", "swap", "recompute")
 BATCHINGS = ("continuous", "static")
 EVICTIONS = ("lru", "fifo", "lfu", "arc")
 KERNELS = ("auto", "reference", "cpu")
 DEVICES = ("auto", "cpu")
+
+MOST_SWAP_SPACE = 65_536
+"""GiB; whoever asks for more meant another unit."""
+
+LINK_BANDWIDTH = 12e9
+"""Bytes a second between device and host memory where nobody measured or set it: what a PCIe 3.0 x16 link brings, and
+one core's copying within a machine's memory comes to much the same."""
+
+COMPUTE_SPEED = 1e12
+"""FLOP a second of a prefill where nobody measured or set it: a server's CPU. (A GPU's is a hundred times that.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +52,11 @@ class EngineConfig:
         max_model_len: tokens of context served [the model's, or what fits the pool].
         policy: "fcfs", or "priority" (lower number first).
         ageing_seconds: under "priority", a request gains one level of priority for each so many seconds of waiting.
+        swap_space: GiB of host memory for the blocks of preempted requests; 0 for none.
+        preemption: how a request gives up its memory: "swap" moves its blocks to host memory (while that has room),
+            "recompute" drops them, "auto" does what is expected to take less time, request by request.
+        link_bandwidth: bytes a second between device and host memory, for that choice [measured].
+        compute_speed: FLOP a second of a prefill, for that choice [measured].
         batching: "continuous", or "static" (nobody is admitted until the batch drains), to compare with.
         prefix_caching: keep freed blocks for later prompts that begin alike.
         eviction: which freed block is given up first when room is needed: "lru" (least recently used), "fifo", "lfu"
@@ -69,6 +85,10 @@ class EngineConfig:
     max_model_len: int | None = None
     policy: str = "fcfs"
     ageing_seconds: float = 60.0
+    swap_space: float = 0.0
+    preemption: str = "auto"
+    link_bandwidth: float | None = None
+    compute_speed: float | None = None
     batching: str = "continuous"
     prefix_caching: bool = True
     eviction: str = "lru"
@@ -95,6 +115,7 @@ class EngineConfig:
         _choice("device", self.device, DEVICES)
         _choice("kernels", self.kernels, KERNELS)
         _choice("policy", self.policy, POLICIES)
+        _choice("preemption", self.preemption, PREEMPTIONS)
         _choice("batching", self.batching, BATCHINGS)
         _choice("eviction", self.eviction, EVICTIONS)
         _integer("block_size", self.block_size, 1, 4096)
@@ -108,6 +129,14 @@ class EngineConfig:
         _fraction("memory_utilization", self.memory_utilization)
         if not _is_number(self.ageing_seconds) or self.ageing_seconds <= 0:
             raise ConfigError(f"ageing_seconds={self.ageing_seconds!r} must be a positive number of seconds")
+        if not _is_number(self.swap_space) or not 0 <= self.swap_space <= MOST_SWAP_SPACE:
+            raise ConfigError(
+                f"swap_space={self.swap_space!r} must be a number of GiB from 0 (none) to {MOST_SWAP_SPACE:,}"
+            )
+        for name in ("link_bandwidth", "compute_speed"):
+            value = getattr(self, name)
+            if value is not None and (not _is_number(value) or value <= 0):
+                raise ConfigError(f"{name}={value!r} must be a positive number a second, or None to measure it")
         for name in ("prefix_caching", "batch_invariant"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
@@ -129,6 +158,13 @@ class SchedulerConfig:
     eviction: str = "lru"
     depth: int = 0
     groups: tuple[LayerGroup, ...] = (LayerGroup(1),)
+    num_host_blocks: int = 0  #: pages of host memory for swapped blocks
+    preemption: str = "auto"
+    page_bytes: int = 0
+    flops_per_token: float = 0.0  #: to put one token through the layers, attention left out
+    attention_flops: float = 0.0  #: for one token to attend to one position in one layer
+    link_bandwidth: float = LINK_BANDWIDTH  #: bytes a second between device and host memory
+    compute_speed: float = COMPUTE_SPEED  #: FLOP a second of a prefill
 
     @classmethod
     def of(cls, config: EngineConfig, facts: ModelFacts) -> SchedulerConfig:
@@ -146,11 +182,32 @@ class SchedulerConfig:
             eviction=config.eviction,
             depth=config.depth,
             groups=facts.groups,
+            num_host_blocks=host_blocks(config.swap_space, facts.page_bytes),
+            preemption=config.preemption,
+            page_bytes=facts.page_bytes,
+            flops_per_token=facts.flops_per_token,
+            attention_flops=facts.attention_flops,
+            link_bandwidth=config.link_bandwidth or facts.link_bandwidth or LINK_BANDWIDTH,
+            compute_speed=config.compute_speed or facts.compute_speed or COMPUTE_SPEED,
         )
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for the run log's header."""
         return asdict(self)
+
+
+def host_blocks(swap_space: float, page_bytes: int) -> int:
+    """How many pages ``swap_space`` GiB are.
+
+    Raises:
+        ConfigError: it is not zero, and less than one page.
+    """
+    if not swap_space:
+        return 0
+    count = int(swap_space * 2**30) // page_bytes if page_bytes else 0
+    if not count:
+        raise ConfigError(f"swap_space={swap_space} GiB is less than one block of {page_bytes} bytes: raise it, or 0")
+    return count
 
 
 def unknown_keyword(owner: str, name: str, known: list[str]) -> str:

@@ -13,6 +13,10 @@ from typing import NamedTuple, Protocol
 PENDING = -1
 """Stands in ``Chunk.tokens`` for a token that the plan still in flight will sample (``depth`` 1)."""
 
+HOLE = -1
+"""Stands in a block table for a block that was given back because all its tokens have left the layer group's window:
+nobody may read or write there. Tables keep their alignment, so holes come first in them."""
+
 
 class Want(IntEnum):
     """What a chunk's last positions are for."""
@@ -169,6 +173,10 @@ class ModelFacts:
     eos_token_ids: tuple[int, ...] = ()
     groups: tuple[LayerGroup, ...] = (LayerGroup(1),)
     page_bytes: int = 0
+    flops_per_token: float = 0.0  #: to put one token through the layers, attention left out
+    attention_flops: float = 0.0  #: for one token to attend to one position in one layer
+    link_bandwidth: float = 0.0  #: bytes a second between device and host memory, as measured; 0: it was not
+    compute_speed: float = 0.0  #: FLOP a second of a prefill, as measured; 0: it was not
     notes: tuple[str, ...] = ()  #: one line each, for a person: what was chosen, and why
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from octavo.config import unknown_keyword
 from octavo.errors import SamplingParamsError
@@ -257,7 +257,7 @@ def _strings(name: str, value: object) -> None:
 class SequenceState(Enum):
     """Where a sequence stands."""
 
-    WAITING = "waiting"  #: holds no blocks
+    WAITING = "waiting"  #: holds no blocks on the device
     RUNNING = "running"  #: holds blocks and a slot
     FINISHED = "finished"
 
@@ -280,6 +280,18 @@ class BlockTable:
     def __init__(self) -> None:
         self.blocks: list[int] = []
         self.sent = 0
+
+
+class Swapped(NamedTuple):
+    """What of a sequence waits in host memory, and where.
+
+    The blocks before ``first`` were left on the device, in the hands of others that share them: if they are gone when
+    the sequence comes back, it computes those again, and no more.
+    """
+
+    first: int  #: logical block that the first of ``pages`` holds
+    length: int  #: tokens whose KV the sequence had
+    pages: tuple[tuple[int, ...], ...]  #: for each logical block from ``first`` on, the host block of each layer group
 
 
 class Sequence:
@@ -311,6 +323,7 @@ class Sequence:
         "slot",
         "state",
         "stop_reason",
+        "swapped",
         "tables",
         "tokens",
     )
@@ -332,12 +345,19 @@ class Sequence:
         self.tables: tuple[BlockTable, ...] = tuple(BlockTable() for _ in range(num_groups))
         self.node: PrefixNode = request.namespace  # where the next full block hangs in the prefix tree
         self.num_published = 0  # full blocks in the prefix tree
+        self.swapped: Swapped | None = None  # its place in host memory, while it has one
         self.slot = -1
         self.state = SequenceState.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.cumulative_logprob = 0.0
         self.logprobs: list[dict[int, float]] | None = None
+
+    @property
+    def num_resumable(self) -> int:
+        """Tokens whose KV it can go on with after it was swapped out. It is computed up to ``num_scheduled`` by then;
+        but the last token's outcome may still be in flight, and lost to it, so that one is computed again."""
+        return min(self.num_scheduled, self.num_total - 1)
 
     @property
     def output_token_ids(self) -> list[int]:
@@ -368,6 +388,8 @@ class Request:
         "num_cached",
         "num_preemptions",
         "num_slots",
+        "num_swapped_in",
+        "num_swapped_out",
         "params",
         "priority",
         "prompt",
@@ -420,6 +442,8 @@ class Request:
         self.prompt_logprobs: list[dict[int, float] | None] | None = None
         self.num_cached = 0  # prompt tokens found in the prefix tree at first admission
         self.num_preemptions = 0
+        self.num_swapped_out = 0  # blocks moved to host memory
+        self.num_swapped_in = 0  # and back: fewer, where the prefix tree still had them
         self.first_scheduled: float | None = None
         self.first_token: float | None = None
         self.finished_at: float | None = None
@@ -452,6 +476,8 @@ class RequestMetrics:
     finished: float | None = None
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_swapped_out: int = 0  #: blocks moved to host memory when it was preempted
+    num_swapped_in: int = 0  #: blocks moved back
 
 
 @dataclass(slots=True)

@@ -90,6 +90,8 @@ class OutputBuilder:
                 finished=request.finished_at,
                 num_cached_tokens=request.num_cached,
                 num_preemptions=request.num_preemptions,
+                num_swapped_out=request.num_swapped_out,
+                num_swapped_in=request.num_swapped_in,
             ),
             prompt_logprobs=request.prompt_logprobs,
             error=request.failure,

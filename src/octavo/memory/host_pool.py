@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from octavo.errors import OutOfBlocksError
 
 
@@ -35,6 +37,10 @@ class HostPool:
         del self._free[len(self._free) - count :]
         return taken
 
-    def release(self, blocks: list[int]) -> None:
+    def release(self, blocks: Iterable[int]) -> None:
         """Give pages back."""
-        self._free.extend(reversed(blocks))
+        self._free.extend(reversed(list(blocks)))
+
+    def free_blocks(self) -> list[int]:
+        """The free pages. O(number free): for audits."""
+        return list(self._free)

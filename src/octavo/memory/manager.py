@@ -7,12 +7,14 @@ from collections.abc import Iterable
 
 from octavo.config import SchedulerConfig
 from octavo.errors import OutOfBlocksError
+from octavo.memory.departure import Departure
 from octavo.memory.evicting_pool import EvictingPool
 from octavo.memory.eviction import EVICTIONS
 from octavo.memory.pool import BlockPool
 from octavo.memory.prefix_tree import PrefixTree, block_key
 from octavo.memory.snapshot import MemorySnapshot
-from octavo.plan import BlockCopy
+from octavo.memory.swap_table import SwapTable
+from octavo.plan import HOLE, BlockCopy
 from octavo.request import PrefixNode, Request, Sequence
 
 
@@ -36,6 +38,7 @@ class MemoryManager:
         self.pool: BlockPool = self.evicting or BlockPool(config.num_blocks)
         self.copies: list[BlockCopy] = []
         self.evicted: list[int] = []
+        self.swaps = SwapTable(config.num_host_blocks)
         # (node, next block's tokens) -> the sequence that is computing that block just now
         self._leaders: dict[tuple[PrefixNode, bytes], Sequence] = {}
         self._led: dict[int, tuple[PrefixNode, bytes]] = {}
@@ -108,6 +111,43 @@ class MemoryManager:
                         counts[block] = counts.get(block, 0) + 1
         refs = self.pool.refs
         return sum(count == refs[block] for block, count in counts.items())
+
+    def departure(self, request: Request) -> Departure | None:
+        """What moving the request's memory to the host would take; None if it cannot be moved in this step, because
+        something is about to be copied or moved into it."""
+        counts: dict[int, int] = {}
+        for seq in request.live:
+            for table in seq.tables:
+                for block in table.blocks:
+                    counts[block] = counts.get(block, 0) + 1
+        if any(copy.target in counts for copy in self.copies) or not counts.keys().isdisjoint(self.swaps.moves_in):
+            return None
+        pages, spans, taken = 0, [], set[int]()
+        for seq in request.live:
+            if seq.swapped is None:
+                first, rows = self._movable(seq, seq.num_resumable, counts, taken)
+                pages += sum(block != HOLE for row in rows for block in row)
+                spans.append((first * self.block_size, seq.num_resumable))
+                taken.update(block for table in seq.tables for block in table.blocks)
+        return Departure(pages, tuple(spans))
+
+    def _movable(
+        self, seq: Sequence, length: int, counts: dict[int, int], taken: set[int]
+    ) -> tuple[int, list[tuple[int, ...]]]:
+        """The blocks that have to move so that the first ``length`` tokens of ``seq`` can come back: the number of the
+        first one, and the rest of the table from there on. Before it lies what others hold too, beside the ``counts``
+        references of the request itself, or its siblings have ``taken``, and is found in the prefix tree: that stays
+        with them."""
+        refs, node = self.pool.refs, self.pool.node
+        rows = list(zip(*(table.blocks[: -(-length // self.block_size)] for table in seq.tables), strict=True))
+        first = 0
+        for row in rows:
+            if not all(
+                block == HOLE or (node[block] and (refs[block] > counts[block] or block in taken)) for block in row
+            ):
+                break
+            first += 1
+        return first, rows[first:]
 
     # -- changes -----------------------------------------------------------------------------------------------
 
@@ -211,6 +251,70 @@ class MemoryManager:
         seq.num_computed = seq.num_scheduled = seq.capacity = seq.num_published = 0
         seq.node = seq.request.namespace
 
+    def swap_out(self, seq: Sequence, length: int) -> None:
+        """Free what ``seq`` holds, keeping the KV of its first ``length`` tokens in host memory. Of blocks that others
+        hold and the prefix tree knows, none is moved: their content stays where it is, at least while they run.
+
+        Raises:
+            OutOfBlocksError: too few host blocks are free; nothing was changed.
+        """
+        if seq.swapped is None:  # else it came back to compute what it had left behind, and got no further
+            counts = {block: 1 for table in seq.tables for block in table.blocks}
+            first, rows = self._movable(seq, length, counts, set())
+            if rows:
+                before = len(self.swaps.moves_out)
+                self.swaps.put(seq, first, length, rows)
+                seq.request.num_swapped_out += len(self.swaps.moves_out) - before
+        self.free(seq)
+
+    def swap_in(self, seq: Sequence) -> None:
+        """Bring back what ``seq`` has in host memory; its cursor stands where it stood. It must hold, as cached prefix,
+        every block before those; beyond them too, what the prefix tree has is shared rather than moved.
+
+        Raises:
+            OutOfBlocksError: too few blocks are free; nothing was changed.
+        """
+        swapped = seq.swapped
+        if swapped is None:
+            raise RuntimeError(f"{seq} is not swapped out")
+        held = len(seq.tables[0].blocks)
+        rows = swapped.pages[held - swapped.first :]
+        cached = self._cached(seq, held, swapped.length // self.block_size, rows)
+        hits = [block for row in cached for block in row if block != HOLE]
+        moves = sum(page != HOLE for row in rows for page in row) - len(hits)
+        need = moves + sum(self.pool.refs[block] == 0 for block in hits)
+        if need > self.pool.num_free:
+            raise OutOfBlocksError(f"sequence {seq.id} needs {need} blocks to come back; {self.pool.num_free} are free")
+        for block in hits:  # before any block is taken from the free list, where they may stand
+            self.pool.share(block)
+        for row, blocks in zip(rows, cached, strict=True):
+            for table, page, block in zip(seq.tables, row, blocks, strict=True):
+                table.blocks.append(block if block != HOLE or page == HOLE else self._take_back(page))
+        seq.request.num_swapped_in += moves
+        self.swaps.discard(seq)
+        seq.num_computed = seq.num_scheduled = max(swapped.length, held * self.block_size)
+        seq.capacity = len(seq.tables[0].blocks) * self.block_size
+        self.publish(seq)
+
+    def _cached(
+        self, seq: Sequence, start: int, full: int, rows: tuple[tuple[int, ...], ...]
+    ) -> list[tuple[int, ...]]:
+        """For each of the pages in ``rows``, of logical blocks from ``start`` on (``full`` and later ones are not
+        full), the cached block that holds the same; HOLE where there is none."""
+        size, found = self.block_size, []
+        child: PrefixNode = seq.node
+        for i, row in enumerate(rows, start):
+            key = block_key(seq.tokens, i * size, (i + 1) * size)
+            child = self.tree.find(child, key) if child and i < full else 0
+            blocks = self.tree.blocks[child] if child else (HOLE,) * self.num_groups
+            found.append(tuple(HOLE if page == HOLE else block for page, block in zip(row, blocks, strict=True)))
+        return found
+
+    def _take_back(self, page: int) -> int:
+        block = self._allocate()
+        self.swaps.moves_in[block] = page
+        return block
+
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that nobody holds; returns how many."""
         count = 0
@@ -245,6 +349,7 @@ class MemoryManager:
         if len(free) + sum(count > 0 for count in counts) != self.pool.num_blocks:
             raise RuntimeError("blocks have leaked: free + cached + used is not the pool")
         self._audit_tree()
+        self.swaps.audit()
 
     def _audit_tree(self) -> None:
         pool, tree = self.pool, self.tree
@@ -307,6 +412,7 @@ class MemoryManager:
 
     def _allocate(self) -> int:
         block = self.pool.allocate()
+        self.swaps.moves_in.pop(block, None)  # whoever it was for has lost it again
         if self.pool.node[block]:
             self.evicted.append(block)
             self._forget_node(self.pool.node[block])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from octavo.config import SchedulerConfig
 from octavo.memory import MemoryManager
 from octavo.request import Request, Sequence, SequenceState
+from octavo.scheduler.preemption_cost import prefers_swap
 from octavo.scheduler.rank import Rank
 
 
@@ -24,6 +25,7 @@ class Residency:
     """
 
     def __init__(self, config: SchedulerConfig, memory: MemoryManager) -> None:
+        self.config = config
         self.memory = memory
         self.running: list[Request] = []
         self.waiting: list[tuple[Rank, Request]] = []
@@ -91,7 +93,11 @@ class Residency:
         return True
 
     def _preempt(self, request: Request) -> None:
-        """Take a running request's blocks and slots; it will recompute from its tokens."""
+        """Take a running request's blocks and slots. It will go on with what was moved to host memory, or recompute
+        from its tokens."""
+        if self._swaps(request):
+            for seq in reversed(request.live):  # what siblings share goes with the first of them, who is back first
+                self.memory.swap_out(seq, seq.num_resumable)
         for seq in request.live:
             self.preempted.append(seq.id)
             self._vacate(seq)
@@ -102,12 +108,24 @@ class Residency:
         self._stand_up(request)
         self.enqueue(request)
 
+    def _swaps(self, request: Request) -> bool:
+        host = self.memory.swaps.host
+        if not host.num_free or self.config.preemption == "recompute":
+            return False
+        departure = self.memory.departure(request)
+        return (
+            departure is not None
+            and departure.num_pages <= host.num_free
+            and prefers_swap(self.config, departure)
+        )
+
     # -- leaving -----------------------------------------------------------------------------------------------
 
     def drop(self, seq: Sequence) -> None:
         """A sequence has ended: its blocks and its slot come back, unless a plan in flight still names them; then
         they do when that is collected (:meth:`bury`)."""
         request = seq.request
+        self.memory.swaps.discard(seq)
         was_running = seq.state is SequenceState.RUNNING
         seq.state = SequenceState.FINISHED
         request.live.remove(seq)

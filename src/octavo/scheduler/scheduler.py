@@ -145,18 +145,21 @@ class Scheduler:
         return self._plan(decodes + prefills, decoding + prefilling)
 
     def _plan(self, chunks: list[Chunk], planned: list[tuple[Sequence, int]]) -> StepPlan:
-        memory, residency = self.memory, self.residency
+        memory, residency, swaps = self.memory, self.residency, self.memory.swaps
         plan = StepPlan(
             step=next(self._steps),
             chunks=tuple(chunks),
             init=tuple(_slot_init(seq) for seq in residency.init.values()),
+            swap_out=tuple(swaps.moves_out),
             copies=tuple(memory.copies),
+            swap_in=tuple((host, block) for block, host in swaps.moves_in.items()),
             released=tuple(residency.released),
             preempted=tuple(residency.preempted),
             evicted=tuple(memory.evicted),
         )
         for carried in (residency.init, residency.released, residency.preempted, memory.copies, memory.evicted):
             carried.clear()
+        swaps.end_step()
         self._planned[plan.step] = planned
         return plan
 

@@ -72,7 +72,8 @@ class Turn:
             return False
         first, *others = request.live
         nodes = self._match(first)
-        if self._awaits(first, nodes):
+        on_host = first.swapped is not None and len(nodes) >= first.swapped.first
+        if not on_host and self._awaits(first, nodes):
             return None
         # The whole of what it has to recompute must fit, beside what others were promised, and one block to grow for
         # each sequence ranked above that may come to want one (its last token is never computed); it is not taken at
@@ -111,8 +112,9 @@ class Turn:
             return 0
         if not seq.num_scheduled and not self._share(seq, end, room):
             return 0
-        count = min(end - seq.num_scheduled, room)
-        if not count:
+        upto = self._come_back(seq, end, room)
+        count = min(upto - seq.num_scheduled, room)
+        if count <= 0:
             return 0
         if seq.num_scheduled + count > seq.capacity and not self.grow(seq, seq.num_scheduled + count):
             return 0
@@ -124,11 +126,13 @@ class Turn:
     def _share(self, seq: Sequence, end: int, room: int) -> bool:
         """Begin a sequence that holds nothing with what is cached of it; False if it has to wait."""
         nodes = self._match(seq)
-        if self._awaits(seq, nodes):
+        start, swapped = len(nodes) * self.memory.block_size, seq.swapped
+        if swapped is not None and len(nodes) >= swapped.first:
+            start = max(start, swapped.length)
+        elif self._awaits(seq, nodes):
             return False
-        cached = len(nodes) * self.memory.block_size
         # The first chunk's blocks are asked for along with the prefix, lest it be shared and then stuck.
-        need = self.memory.need(seq, min(end, cached + room), nodes)
+        need = self.memory.need(seq, min(end, start + room), nodes)
         if self.short or not self.residency.make_room(seq, need):
             self.short = True
             return False
@@ -136,6 +140,24 @@ class Turn:
         if not seq.request.num_preemptions:  # what it finds on coming back are, for the most part, its own blocks
             seq.request.num_cached = seq.num_computed
         return True
+
+    def _come_back(self, seq: Sequence, end: int, room: int) -> int:
+        """Move a swapped sequence's blocks back, once it holds what precedes them; returns how far it may compute in
+        this step: up to ``end``, or up to those blocks."""
+        memory, swapped = self.memory, seq.swapped
+        if swapped is None:
+            return end
+        first = swapped.first * memory.block_size
+        if seq.num_scheduled < first:  # what it shared with others has gone with them, and is computed again
+            return min(end, first)
+        if seq.in_flight:
+            return 0
+        need = memory.need(seq, min(end, max(swapped.length, seq.num_scheduled) + room))
+        if need and (self.short or not self.residency.make_room(seq, need)):
+            self.short = True
+            return 0
+        memory.swap_in(seq)
+        return end
 
     def beams(self, request: Request, room: int) -> list[Sequence]:
         """The beams of a request that may be planned: while some recompute after a preemption, those; else all of
@@ -153,7 +175,10 @@ class Turn:
 
     def _match(self, seq: Sequence) -> list[int]:
         if seq.request.prompt_logprobs is not None and seq.num_total == seq.num_prompt:
-            return []  # logits of every prompt position are wanted, so every position is computed
+            # Logits of every prompt position are wanted, so every position is computed (once: a swapped sequence has
+            # those of what it brings back).
+            done = 0 if seq.swapped is None else seq.swapped.length // self.memory.block_size
+            return self.memory.match(seq)[:done]
         return self.memory.match(seq)
 
     def _awaits(self, seq: Sequence, nodes: list[int]) -> bool:
