@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from octavo import EngineConfig, memory
-from octavo.config import EVICTIONS, SchedulerConfig
+from octavo.config import COMPUTE_SPEED, EVICTIONS, SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.plan import LayerGroup, ModelFacts
 
@@ -38,6 +38,14 @@ WRONG: list[tuple[str, Any, str]] = [
     ("policy", "random", "use one of fcfs, priority"),
     ("ageing_seconds", 0.0, "ageing_seconds=0.0 must be a positive"),
     ("ageing_seconds", float("inf"), "ageing_seconds=inf"),
+    ("swap_space", -1, "swap_space=-1 must be a number of GiB from 0"),
+    ("swap_space", float("nan"), "swap_space=nan"),
+    ("swap_space", 2**36, "to 65,536"),
+    ("swap_space", "4GiB", "swap_space='4GiB'"),
+    ("swap_space", True, "swap_space=True"),
+    ("preemption", "drop", "use one of auto, swap, recompute"),
+    ("link_bandwidth", 0, "link_bandwidth=0 must be a positive number"),
+    ("compute_speed", -1.0, "compute_speed=-1.0 must be a positive number"),
     ("batching", "dynamic", "use one of continuous, static"),
     ("eviction", "mru", "use one of lru, fifo, lfu"),
     ("prefix_caching", 1, "prefix_caching must be True or False"),
@@ -84,10 +92,32 @@ def test_the_schedulers_part_is_plain_data() -> None:
     assert (config.num_blocks, config.max_model_len, config.groups) == (99, 50, facts.groups)
     for name in {item.name for item in dataclasses.fields(SchedulerConfig)} & {
         item.name for item in dataclasses.fields(EngineConfig)
-    } - {"num_blocks", "max_model_len"}:
+    } - {"num_blocks", "max_model_len", "link_bandwidth", "compute_speed"}:
         assert getattr(config, name) == getattr(engine, name)
     assert json.loads(json.dumps(config.as_dict()))["groups"][1] == {"num_layers": 2, "window": 8}
 
 
 def test_the_names_of_eviction_policies_are_those_there_are() -> None:
     assert set(EVICTIONS) == set(memory.eviction.EVICTIONS)
+
+
+def test_what_the_choice_of_preemption_reads() -> None:
+    facts = ModelFacts(
+        num_blocks=9,
+        max_model_len=50,
+        vocab_size=7,
+        page_bytes=3 * 2**20,
+        flops_per_token=5.0,
+        attention_flops=2.0,
+        link_bandwidth=7e9,
+    )
+    config = SchedulerConfig.of(EngineConfig(swap_space=0.5, preemption="swap"), facts)
+    assert (config.num_host_blocks, config.preemption, config.page_bytes) == (170, "swap", 3 * 2**20)
+    assert (config.flops_per_token, config.attention_flops) == (5.0, 2.0)
+    assert config.link_bandwidth == 7e9  # as measured
+    assert config.compute_speed == COMPUTE_SPEED  # nobody measured it
+    config = SchedulerConfig.of(EngineConfig(link_bandwidth=1e9, compute_speed=3e9), facts)
+    assert (config.link_bandwidth, config.compute_speed) == (1e9, 3e9)  # as set
+    assert config.num_host_blocks == 0
+    with pytest.raises(ConfigError, match=r"swap_space=0\.001 GiB is less than one block of 3145728 bytes"):
+        SchedulerConfig.of(EngineConfig(swap_space=0.001), facts)

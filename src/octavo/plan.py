@@ -162,6 +162,11 @@ class LayerGroup:
     num_layers: int
     window: int | None = None  #: tokens of the past a layer sees, itself included; None sees all
 
+    def pairs(self, length: int) -> int:
+        """How many positions the first ``length`` tokens of a sequence attend to in one layer, all together."""
+        near = length if self.window is None else min(length, self.window)
+        return near * (near + 1) // 2 + (length - near) * near
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:

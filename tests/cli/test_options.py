@@ -50,6 +50,7 @@ CONFIGURATION: dict[str, Any] = {
     "block_size": 8, "num_blocks": 99, "memory_utilization": 0.25, "max_num_seqs": 3, "max_num_batched_tokens": 64,
     "max_model_len": 77, "policy": "priority", "ageing_seconds": 5.5, "batching": "static", "prefix_caching": False,
     "eviction": "lfu", "depth": 1, "batch_invariant": True, "num_threads": 2, "seed": 11,
+    "swap_space": 0.5, "preemption": "swap", "link_bandwidth": 2e9, "compute_speed": 3e11,
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ def build(folder: Path, **keywords) -> TorchExecutor:
         "block_size": BLOCK,
         "num_blocks": 400,
         "max_num_seqs": SLOTS,
+        "swap_space": 0.01,
         "batch_invariant": True,
         "num_threads": 1,
     }

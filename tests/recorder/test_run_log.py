@@ -33,7 +33,11 @@ def test_a_log_replays_on_the_oracle(tmp_path: Path) -> None:
     header, plans = read_log(tmp_path / "run.jsonl")
     config = scheduler_config(header)
     oracle = OracleExecutor(
-        config.num_blocks, config.block_size, num_groups=len(config.groups), vocab_size=case.vocab_size
+        config.num_blocks,
+        config.block_size,
+        num_host_blocks=config.num_host_blocks,
+        num_groups=len(config.groups),
+        vocab_size=case.vocab_size,
     )
     for plan in plans:
         oracle.collect(oracle.submit(plan))  # every read is checked

@@ -45,6 +45,7 @@ def as_data(report: Any) -> dict[str, Any]:
     data["folder"] = str(report.folder)
     data["memory"].update(
         kv_bytes=memory.kv_bytes,
+        swap_bytes=memory.swap_bytes,
         tokens=memory.tokens,
         concurrent_at_full_context=memory.concurrent_at_full_context,
     )
@@ -88,6 +89,7 @@ def _tables(report: Any, config: EngineConfig) -> list[Table]:
                 "weights": f"{_size(memory.weights_bytes)} at the most",
                 "KV memory": f"{_size(memory.kv_bytes)}: {memory.num_blocks:,} blocks of {memory.block_size} tokens, "
                 f"{_size(memory.page_bytes)} each",
+                "swap space": f"{_size(memory.swap_bytes)}: {memory.num_host_blocks:,} blocks of preempted requests",
                 "tokens": f"{memory.tokens:,} fit at once",
                 "context": f"{memory.max_model_len:,} tokens served (the model's own: {model.context_length:,})",
                 "requests": f"{', '.join(capacity)} fit at once; max_num_seqs is {config.max_num_seqs}",

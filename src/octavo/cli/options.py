@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from octavo.config import BATCHINGS, DEVICES, DTYPES, EVICTIONS, KERNELS, POLICIES, EngineConfig
+from octavo.config import BATCHINGS, DEVICES, DTYPES, EVICTIONS, KERNELS, POLICIES, PREEMPTIONS, EngineConfig
 from octavo.errors import SamplingParamsError
 from octavo.request import SamplingParams
 
@@ -49,6 +49,10 @@ ENGINE: dict[str, Flag] = {
     "max_model_len": Flag(int, "Tokens of context served.", "the model's, or what fits"),
     "policy": Flag(str, "Who goes first.", metavar=_one_of(POLICIES)),
     "ageing_seconds": Flag(float, "Under --policy priority: waiting so long gains one level.", "60"),
+    "swap_space": Flag(float, "GiB of host memory for the blocks of preempted requests.", "0: none"),
+    "preemption": Flag(str, "How a request gives up its memory.", metavar=_one_of(PREEMPTIONS)),
+    "link_bandwidth": Flag(float, "Under --preemption auto: bytes a second to host memory and back.", "measured"),
+    "compute_speed": Flag(float, "Under --preemption auto: FLOP a second of a prefill.", "measured"),
     "batching": Flag(str, "When waiting requests may join.", metavar=_one_of(BATCHINGS)),
     "prefix_caching": Flag(bool, "Keep freed blocks for later prompts that begin alike.", "on"),
     "eviction": Flag(str, "Which freed block is given up first.", metavar=_one_of(EVICTIONS)),

@@ -239,8 +239,8 @@ class LLMEngine:
             if request.first_token is None:
                 request.first_token = now
             changed[request.id] = request
+        self._stats.count(plan, result)
         if plan.chunks:
-            self._stats.count(plan, result)
             self._stats.sample_memory(self.scheduler.memory, list(self.scheduler.sequences()))
         live = self.scheduler.requests
         ended = [(request, request.id not in live) for request in changed.values()]

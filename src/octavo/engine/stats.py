@@ -18,6 +18,8 @@ class EngineStats:
     num_generated_tokens: int = 0  #: drawn, or (a beam search) looked at
     num_cached_tokens: int = 0  #: prompt tokens found in the prefix tree
     num_preemptions: int = 0
+    num_swapped_out: int = 0  #: blocks moved to host memory
+    num_swapped_in: int = 0  #: blocks moved back
     num_copies: int = 0  #: copy-on-write
     num_evicted: int = 0  #: cached blocks dropped to make room
     peak_blocks: int = 0  #: the most blocks held at once
@@ -31,6 +33,10 @@ class EngineStats:
 
     def count(self, plan: StepPlan, result: StepResult) -> None:
         """Add a step."""
+        self.num_swapped_out += len(plan.swap_out)
+        self.num_swapped_in += len(plan.swap_in)
+        if not plan.chunks:
+            return
         self.num_steps += 1
         self.num_computed_tokens += plan.num_tokens
         self.num_generated_tokens += sum(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo.config import EngineConfig
+from octavo.config import EngineConfig, host_blocks
 from octavo.errors import ConfigError
 from octavo.plan import LayerGroup
 
@@ -25,12 +25,18 @@ class MemoryPlan:
     num_groups: int  #: blocks that ``block_size`` tokens of one sequence take
     num_blocks: int
     max_model_len: int  #: tokens of context served
+    num_host_blocks: int = 0  #: pages of swap space
     notes: tuple[str, ...] = ()  #: what was cut, and why; one line each
 
     @property
     def kv_bytes(self) -> int:
         """Size of the whole pool."""
         return self.num_blocks * self.page_bytes
+
+    @property
+    def swap_bytes(self) -> int:
+        """Size of the swap space."""
+        return self.num_host_blocks * self.page_bytes
 
     @property
     def tokens(self) -> int:
@@ -66,19 +72,21 @@ def plan_memory(
 
     Without ``config.num_blocks`` the pool takes ``memory_utilization`` of what is free after the weights, but no more
     than ``max_num_seqs`` sequences of full context could use. The served context is ``config.max_model_len`` or else
-    the model's, cut (with a note) to what the pool holds for one sequence alone.
+    the model's, cut (with a note) to what the pool holds for one sequence alone. Swap space is set aside before the
+    pool: on a CPU both are in the same memory.
 
     Args:
         available_bytes: memory free before the weights are loaded.
         weights_bytes: size of the weights as they will lie in memory.
         page_bytes: size of one block of one group.
         model_max_len: the longest context the model was made for, in tokens.
-        config: block_size, num_blocks, memory_utilization, max_num_seqs and max_model_len are read.
+        config: block_size, num_blocks, memory_utilization, max_num_seqs, max_model_len and swap_space are read.
         groups: the model's layer groups, all drawing on the one pool.
 
     Raises:
-        ConfigError: the weights do not fit; an explicit ``num_blocks`` is larger than memory or smaller than one
-            block for each group; an explicit ``max_model_len`` exceeds the model's, or what the pool holds.
+        ConfigError: the weights, or the swap space beside them, do not fit; an explicit ``num_blocks`` is larger than
+            memory or smaller than one block for each group; an explicit ``max_model_len`` exceeds the model's, or what
+            the pool holds.
     """
     size, per_step = config.block_size, len(groups)
     wanted = model_max_len if config.max_model_len is None else config.max_model_len
@@ -92,13 +100,21 @@ def plan_memory(
             f"the weights take {_size(weights_bytes)} and {_size(available_bytes)} of memory is free, which leaves no "
             "room for one KV block: free some memory, or choose a smaller model or dtype"
         )
+    num_host_blocks = host_blocks(config.swap_space, page_bytes)
+    free -= num_host_blocks * page_bytes
+    if free < page_bytes * per_step:
+        raise ConfigError(
+            f"swap_space={config.swap_space} GiB leaves no room for the KV memory itself: "
+            f"{_size(available_bytes - weights_bytes)} is free after the weights; lower it"
+        )
+    after = "the weights and the swap space" if num_host_blocks else "the weights"
     notes: list[str] = []
     if config.num_blocks is not None:
         num_blocks = config.num_blocks
         if num_blocks * page_bytes > free:
             raise ConfigError(
-                f"num_blocks={num_blocks} takes {_size(num_blocks * page_bytes)} and {_size(free)} is free after the "
-                f"weights: lower it to {free // page_bytes} or less, or leave it out"
+                f"num_blocks={num_blocks} takes {_size(num_blocks * page_bytes)} and {_size(free)} is free after "
+                f"{after}: lower it to {free // page_bytes} or less, or leave it out"
             )
         if num_blocks < per_step:
             raise ConfigError(f"num_blocks={num_blocks} is less than one block for each of {per_step} layer groups")
@@ -132,6 +148,7 @@ def plan_memory(
         num_groups=per_step,
         num_blocks=num_blocks,
         max_model_len=served,
+        num_host_blocks=num_host_blocks,
         notes=tuple(notes),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,10 +18,11 @@ from octavo.executor.backend import choose_backend
 from octavo.executor.batch import Batch, build_batch
 from octavo.executor.machine import default_threads, memory
 from octavo.executor.memory_plan import MemoryPlan, plan_memory
+from octavo.executor.prefill_speed import prefill_speed
 from octavo.executor.prompt_scores import ScoredChunk, score_prompt, scored_chunks
 from octavo.executor.sampler import NOT_FINITE, Sampler
 from octavo.executor.slots import SlotTable
-from octavo.executor.swap_space import SwapSpace
+from octavo.executor.swap_space import SwapSpace, measure_bandwidth
 from octavo.hub import Progress, eos_token_ids
 from octavo.kernels.layout import KvLayout
 from octavo.model import load_model
@@ -78,7 +79,7 @@ class TorchExecutor:
         plan = self.memory_plan
         self._cache = layout.allocate(plan.num_blocks)
         self._kv = layout.view(self._cache)
-        self._swap_space = SwapSpace(layout.page_bytes)
+        self._swap_space = SwapSpace(plan.num_host_blocks, layout.page_bytes)
         self._block_size = config.block_size
         width = -(-plan.max_model_len // config.block_size)
         self._slots = SlotTable(config.max_num_seqs, len(groups), width, model.vocab_size)
@@ -91,8 +92,19 @@ class TorchExecutor:
             eos_token_ids=eos_token_ids(folder),
             groups=groups,
             page_bytes=layout.page_bytes,
+            flops_per_token=model.flops_per_token,
+            attention_flops=model.attention_flops,
             notes=(*plan.notes, *self._decoder.notes),
         )
+        if plan.num_host_blocks and config.preemption == "auto":
+            self._facts = self._measured(config)
+
+    def _measured(self, config: EngineConfig) -> ModelFacts:
+        """The facts, with what the choice between swapping and recomputing needs to know of this machine."""
+        link = config.link_bandwidth or measure_bandwidth(self._swap_space, self._cache)
+        speed = config.compute_speed or prefill_speed(self, config)
+        note = f"swapping at {link / 1e9:.1f} GB/s, recomputing at {speed / 1e9:,.0f} GFLOP/s"
+        return replace(self._facts, link_bandwidth=link, compute_speed=speed, notes=(*self._facts.notes, note))
 
     @property
     def facts(self) -> ModelFacts:

@@ -296,9 +296,7 @@ class MemoryManager:
         seq.capacity = len(seq.tables[0].blocks) * self.block_size
         self.publish(seq)
 
-    def _cached(
-        self, seq: Sequence, start: int, full: int, rows: tuple[tuple[int, ...], ...]
-    ) -> list[tuple[int, ...]]:
+    def _cached(self, seq: Sequence, start: int, full: int, rows: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
         """For each of the pages in ``rows``, of logical blocks from ``start`` on (``full`` and later ones are not
         full), the cached block that holds the same; HOLE where there is none."""
         size, found = self.block_size, []

@@ -160,6 +160,17 @@ class ModelConfig:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def flops_per_token(self) -> int:
+        """FLOPs to put one token through all layers' products: two for each weight. Attention and head left out."""
+        attention = self.hidden_size * (2 * self.q_size + 2 * self.kv_size)
+        return 2 * self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+    @property
+    def attention_flops(self) -> int:
+        """FLOPs for one token to attend to one position in one layer: a score, and its share of the values."""
+        return 4 * self.q_size
+
+    @property
     def context_length(self) -> int:
         """The longest context the model is made for: what config.json says, or what its rope scaling stretches that
         to where the scaling is defined by the context it starts from (yarn, dynamic)."""

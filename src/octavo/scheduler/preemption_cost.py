@@ -24,8 +24,7 @@ def recompute_seconds(config: SchedulerConfig, start: int, end: int) -> float:
     """
     flops = (end - start) * config.flops_per_token
     for group in config.groups:
-        seen = _seen(end, group.window) - _seen(start, group.window)
-        flops += seen * group.num_layers * config.attention_flops
+        flops += (group.pairs(end) - group.pairs(start)) * group.num_layers * config.attention_flops
     return flops / config.compute_speed
 
 
@@ -36,10 +35,3 @@ def prefers_swap(config: SchedulerConfig, departure: Departure) -> bool:
         return config.preemption == "swap"
     again = sum(recompute_seconds(config, start, end) for start, end in departure.spans)
     return swap_seconds(config, departure.num_pages) < again
-
-
-def _seen(length: int, window: int | None) -> int:
-    """How many positions the first ``length`` tokens of a sequence attend to, all together."""
-    if window is None or length <= window:
-        return length * (length + 1) // 2
-    return window * (window + 1) // 2 + (length - window) * window

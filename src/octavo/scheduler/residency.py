@@ -113,11 +113,7 @@ class Residency:
         if not host.num_free or self.config.preemption == "recompute":
             return False
         departure = self.memory.departure(request)
-        return (
-            departure is not None
-            and departure.num_pages <= host.num_free
-            and prefers_swap(self.config, departure)
-        )
+        return departure is not None and departure.num_pages <= host.num_free and prefers_swap(self.config, departure)
 
     # -- leaving -----------------------------------------------------------------------------------------------
 
