@@ -81,5 +81,9 @@ class UnsafeWeightsError(ModelError):
     """The checkpoint is only to be had as a pickle, which could run code; Octavo reads safetensors alone."""
 
 
+class TraceError(OctavoError, ValueError):
+    """A request trace cannot be read; the message names file and line. Nothing of it was replayed."""
+
+
 class EngineError(OctavoError, RuntimeError):
     """The engine failed on its own account (a bug, or the machine): not the request's fault."""
