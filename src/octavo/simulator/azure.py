@@ -21,9 +21,7 @@ def rows(lines: list[Line]) -> Iterator[tuple[int, TraceRequest]]:
     header = [name.strip() for name in _cells(first)]
     missing = [name for name in REQUIRED if name not in header]
     if missing:
-        raise RowError(
-            first.number, f"column {', '.join(missing)} missing: the header must name {', '.join(REQUIRED)}"
-        )
+        raise RowError(first.number, f"column {', '.join(missing)} missing: the header must name {', '.join(REQUIRED)}")
     places = [header.index(name) for name in REQUIRED]
     began: datetime | None = None
     for line in rest:

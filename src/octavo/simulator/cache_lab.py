@@ -139,7 +139,7 @@ class CacheLab:
 
 def _policy(trace: Trace, eviction: str, capacity: int) -> Eviction:
     if eviction == "belady":
-        return Belady([request.contents for request in trace.requests], trace.num_contents)
+        return Belady(capacity, [request.contents for request in trace.requests], trace.num_contents)
     if eviction == "lfu-perfect":
-        return PerfectLFU()
+        return PerfectLFU(capacity)
     return EVICTIONS[eviction](capacity)

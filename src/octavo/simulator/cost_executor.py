@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from octavo.errors import EngineError
-from octavo.plan import Chunk, ChunkResult, ModelFacts, Sample, StepPlan, StepResult, Want
+from octavo.plan import Chunk, ChunkResult, Handle, ModelFacts, Sample, StepPlan, StepResult, Want
 
 _NOTHING = ChunkResult()
 
@@ -19,9 +20,7 @@ class CostExecutor:
         token_of: the token that a request (by its id) generates, over and over.
     """
 
-    def __init__(
-        self, facts: ModelFacts, seconds: Callable[[StepPlan], float], token_of: Callable[[str], int]
-    ) -> None:
+    def __init__(self, facts: ModelFacts, seconds: Callable[[StepPlan], float], token_of: Callable[[str], int]) -> None:
         self.facts = facts
         self._seconds = seconds
         self._token_of = token_of
@@ -36,14 +35,12 @@ class CostExecutor:
             sample = self._samples[init.slot] = Sample(self._token_of(init.request_id))
             self._plain[init.slot] = ChunkResult((sample,))
         plain = self._plain
-        results = tuple(
-            [plain[chunk.slot] if len(chunk.draws) == 1 else self._rare(chunk) for chunk in plan.chunks]
-        )
+        results = tuple([plain[chunk.slot] if len(chunk.draws) == 1 else self._rare(chunk) for chunk in plan.chunks])
         return StepResult(plan.step, results, self._seconds(plan))
 
-    def collect(self, handle: StepResult) -> StepResult:
+    def collect(self, handle: Handle) -> StepResult:
         """The result of a submitted plan."""
-        return handle
+        return cast(StepResult, handle)
 
     def close(self) -> None:
         """Nothing to give back."""

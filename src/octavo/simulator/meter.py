@@ -28,7 +28,7 @@ class Meter:
     num_preempted: int = 0
     num_swapped_out: int = 0  #: blocks
     num_swapped_in: int = 0
-    peak_held: int = 0  #: token slots
+    peak_held: float = 0.0  #: of all memory
     peak_resident: int = 0  #: requests
     busy: float = 0.0  #: seconds in which a step ran
     capacity_time: float = 0.0  #: token slots x seconds, and so below
@@ -46,7 +46,7 @@ class Meter:
         self.num_preempted += len(plan.preempted)
         self.num_swapped_out += len(plan.swap_out)
         self.num_swapped_in += len(plan.swap_in)
-        self.peak_held = max(self.peak_held, usage.held)
+        self.peak_held = max(self.peak_held, usage.held / usage.capacity)
         self.peak_resident = max(self.peak_resident, usage.resident)
         self.busy += seconds
         self.capacity_time += seconds * usage.capacity

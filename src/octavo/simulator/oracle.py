@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,7 @@ class OracleExecutor:
         num_blocks: device blocks. block_size: tokens a block. num_groups: layer groups.
         vocab_size: small, so that prompts and outputs coincide often.
         failing: request ids whose first sample is reported as not finite.
+        token_of: what to sample instead, given the sequence and the noise index.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class OracleExecutor:
         vocab_size: int = 4,
         max_model_len: int = 1 << 20,
         failing: frozenset[str] = frozenset(),
+        token_of: Callable[[SlotInit, int], int] | None = None,
     ) -> None:
+        self._token_of = token_of
         self.block_size = block_size
         self.num_groups = num_groups
         self.vocab_size = vocab_size
@@ -183,12 +186,15 @@ class OracleExecutor:
         if chunk.want is Want.LOGPROBS:
             return ChunkResult(top=likeliest(last, spec.top, self.vocab_size), prompt=self._prompt(chunk, slot))
         samples = tuple(
-            Sample(draw(last, index, self.vocab_size), None if spec.logprobs is None else -float(index) - 0.5)
+            Sample(self._draw(slot, last, index), None if spec.logprobs is None else -float(index) - 0.5)
             for index in chunk.draws
         )
         if len(samples) == 1 and end == len(slot.digests):
             slot.digests.append(mix(last, samples[0].token))
         return ChunkResult(samples=samples, prompt=self._prompt(chunk, slot))
+
+    def _draw(self, slot: _Slot, digest: int, index: int) -> int:
+        return draw(digest, index, self.vocab_size) if self._token_of is None else self._token_of(slot.init, index)
 
     def _prompt(self, chunk: Chunk, slot: _Slot) -> tuple[Sample, ...]:
         if slot.init.sampling.prompt_logprobs is None:

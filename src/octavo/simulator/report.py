@@ -87,9 +87,7 @@ class Report:
         return asdict(self)
 
     @classmethod
-    def of(
-        cls, trace: Trace, config: SchedulerConfig, outcomes: list[Outcome], meter: Meter, seconds: float
-    ) -> Report:
+    def of(cls, trace: Trace, config: SchedulerConfig, outcomes: list[Outcome], meter: Meter, seconds: float) -> Report:
         """Put the numbers together."""
         done = [outcome for outcome in outcomes if outcome.finished is not None]
         size = config.block_size
@@ -123,7 +121,7 @@ class Report:
             utilisation=_over(meter.filled_time, meter.held_time),
             held=_over(meter.held_time, meter.capacity_time),
             filled=_over(meter.filled_time, meter.capacity_time),
-            peak_held=_over(meter.peak_held * meter.busy, meter.capacity_time),
+            peak_held=meter.peak_held,
             resident=_over(meter.resident_time, meter.busy),
             peak_resident=meter.peak_resident,
             num_steps=meter.num_steps,
