@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from octavo.errors import ConfigError
 from octavo.memory.eviction import EVICTIONS, Eviction
 from octavo.simulator.belady import Belady
-from octavo.simulator.perfect_lfu import PerfectLFU
 from octavo.simulator.trace import Trace
 
 
@@ -40,9 +39,8 @@ class CacheResult:
         return self.num_hit_tokens / self.num_tokens if self.num_tokens else 0.0
 
 
-ENGINE_POLICIES = tuple(EVICTIONS)
-LAB_POLICIES = (*ENGINE_POLICIES, "lfu-perfect", "belady")
-"""The policies of the laboratory: the engine's, and two that only a laboratory can have."""
+LAB_POLICIES = (*EVICTIONS, "belady")
+"""The policies of the laboratory: the engine's, and the one that only a laboratory can have."""
 
 
 def run_cache(trace: Trace, eviction: str = "lru", capacity: int | None = None) -> CacheResult:
@@ -140,6 +138,4 @@ class CacheLab:
 def _policy(trace: Trace, eviction: str, capacity: int) -> Eviction:
     if eviction == "belady":
         return Belady(capacity, [request.contents for request in trace.requests], trace.num_contents)
-    if eviction == "lfu-perfect":
-        return PerfectLFU(capacity)
     return EVICTIONS[eviction](capacity)
