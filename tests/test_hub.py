@@ -193,6 +193,18 @@ def test_the_ends_of_text_are_those_of_both_files(
     assert hub.eos_token_ids(tmp_path) == expected
 
 
+def test_the_ends_of_text_of_a_model_with_eyes_may_lie_in_its_text_part(tmp_path: Path) -> None:
+    write(tmp_path, "config.json", {"text_config": {"eos_token_id": [1, 106]}})
+    assert hub.eos_token_ids(tmp_path) == (1, 106)
+    write(tmp_path, "generation_config.json", {"eos_token_id": 106})
+    assert hub.eos_token_ids(tmp_path) == (106, 1)
+    write(tmp_path, "config.json", {"eos_token_id": 7, "text_config": {"eos_token_id": [1, 106]}})
+    assert hub.eos_token_ids(tmp_path) == (106, 7)
+    write(tmp_path, "config.json", {"text_config": {"eos_token_id": "<eos>"}})
+    with pytest.raises(ModelError, match=r"text_config\.eos_token_id"):
+        hub.eos_token_ids(tmp_path)
+
+
 def test_the_hub_module_needs_no_heavy_library() -> None:
     import subprocess
     import sys

@@ -137,6 +137,41 @@ def word_piece(folder: Path) -> Path:
     return save(folder, backend, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "[SEP]"}, "llama")
 
 
+def gemma(folder: Path) -> Path:
+    """As Gemma 2 and 3: "▁" for spaces and none before the first word, bytes, marks of turns, runs of newlines."""
+    alphabet = sorted({letter for text in CORPUS[:3] for letter in text.replace(" ", "▁")})
+    backend = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    named = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[*named, *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=alphabet,
+        limit_alphabet=70,
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] < len(named)]
+    backend = Tokenizer.from_str(json.dumps(spec))
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    backend.add_special_tokens(["<start_of_turn>", "<end_of_turn>"])
+    backend.add_tokens([AddedToken(text, normalized=False) for text in ("\n\n", "\n\n\n", "<table>")])
+    config = {
+        "tokenizer_class": "GemmaTokenizer",
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "spaces_between_special_tokens": False,
+    }
+    return save(folder, backend, config, "gemma3_text")
+
+
 KINDS = {
     "llama3": lambda folder: byte_level(folder, bos=True),
     "qwen": lambda folder: byte_level(folder, normalizer=True),
@@ -148,4 +183,5 @@ KINDS = {
     ),
     "bare": lambda folder: sentencepiece(folder, spelled="bare", tokenizer_class="PreTrainedTokenizerFast"),
     "metaspace": metaspace_decoder,
+    "gemma": gemma,
 }

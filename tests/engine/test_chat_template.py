@@ -75,7 +75,39 @@ MISTRAL = """\
 {% macro sign(name, times=2) %}{% for i in range(times) %}-{{ name }}{% endfor %}{% endmacro %}
 {{ sign('x') }} {{ messages | tojson }} {{ messages | map(attribute='role') | join(',') }}
 """
-TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "mistral": MISTRAL}
+GEMMA = """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set opening = messages[0]['content'] + '\n\n' -%}
+    {%- else -%}
+        {%- set opening = messages[0]['content'][0]['text'] + '\n\n' -%}
+    {%- endif -%}
+    {%- set turns = messages[1:] -%}
+{%- else -%}
+    {%- set opening = '' -%}
+    {%- set turns = messages -%}
+{%- endif -%}
+{%- for message in turns -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception('turns of user and assistant must alternate') }}
+    {%- endif -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\n' + (opening if loop.first else '') }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}
+            {{ item['text'] | trim if item['type'] == 'text' }}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception('neither text nor parts') }}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}
+"""
+TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "mistral": MISTRAL, "gemma": GEMMA}
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Tell me a tale."}],
     [{"role": "system", "content": "  Be brief. "}, {"role": "user", "content": "Grüß Gott <b>&'\"猫🙂"}],

@@ -166,8 +166,8 @@ def test_swapped_blocks_come_back(runner: PlanRunner, executor: TorchExecutor) -
     out = tuple((block, 7 + place) for place, block in enumerate(old))
     executor.collect(executor.submit(StepPlan(0, (), swap_out=out)))
     executor._cache[old] = 77
-    line.blocks = [runner._take() for _ in old]
-    line.sent = 0
+    line.blocks[:] = [runner._take() for _ in old]
+    line.sent = [0]
     back = tuple((host, block) for (_, host), block in zip(out, line.blocks, strict=True))
     executor.collect(executor.submit(StepPlan(0, (), swap_in=back)))
     for _ in range(7):
@@ -349,9 +349,9 @@ def test_a_closed_executor_holds_no_memory(tiny_llama: Path) -> None:
         made.submit(StepPlan(0, ()))
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "gemma2", "gemma3"])
 def test_every_family_runs(checkpoint: Callable[..., Path], family: str) -> None:
-    overrides = {"mistral": {"sliding_window": 8}, "qwen2": {}, "qwen3": {"head_dim": 24}}[family]
+    overrides = {"qwen2": {}, "qwen3": {"head_dim": 24}}.get(family, {"sliding_window": 8})
     folder = checkpoint(family, **overrides)
     made, prompt = build(folder), prompt_of(30)
     output = continue_alone(made, prompt, 10)

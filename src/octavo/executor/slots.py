@@ -80,7 +80,8 @@ class SlotTable:
         self.prompt[slot] = None
 
     def extend(self, slot: int, group: int, keep: int, blocks: tuple[int, ...]) -> None:
-        """Cut a table to ``keep`` entries, then append ``blocks``.
+        """Cut a table to ``keep`` entries, then append ``blocks``. Holes are kept as they come: kernels begin at the
+        block in which the window begins.
 
         Raises:
             EngineError: the table has fewer than ``keep`` entries, or would grow past the served context.
