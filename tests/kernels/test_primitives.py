@@ -20,7 +20,7 @@ from kernel_case import INTERPRETED
 from numba import types
 
 from octavo.kernels import noise
-from octavo.kernels.cpu import draws, tiles  # noqa: F401  (they add to the table of primitives)
+from octavo.kernels.cpu import draws, panels, tiles  # noqa: F401  (they add to the table of primitives)
 from octavo.kernels.cpu.emitter import BF16, F16, F32
 from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.cpu.primitives import GELU, PRIMITIVES, SILU
@@ -196,6 +196,39 @@ def test_both_forms_of_the_tiles_softmax_agree(masked: int, softcap: float, vect
     np.testing.assert_allclose(compiled_left, left, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("rows", [1, 5, 16, 17, 32])
+def test_both_forms_of_the_panel_product_agree(rows: int, ahead: int, more: int) -> None:
+    memory = noise_memory()
+    small = np.concatenate((memory[8000:], memory[8000:])).view(np.uint32) >> 16
+    memory[8000:].view(np.uint16)[:] = small
+    arguments = [At(9000), 4 * 60, rows, At(12000), 3, At(0), more, ahead]
+    run_both("_configure", memory, [rows])  # of this thread, for what follows
+    _, left, _, compiled_left = run_both("_panel_product", memory, arguments)
+    run_both("_configure", memory, [0])
+    assert (left[rows * panels.PANEL :] == memory[rows * panels.PANEL :]).all()
+    assert not np.array_equal(left, memory)
+    np.testing.assert_allclose(compiled_left, left, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("bias", [0, At(3000)])
+@pytest.mark.parametrize("kind", [SILU, GELU, panels.PLAIN])
+def test_both_forms_of_writing_a_panel_agree(kind: int, bias: Any) -> None:
+    memory = noise_memory()
+    memory[3000:3016].view(np.uint16)[:] = memory[5000:5032].view(np.uint32) >> 16
+    _, left, _, compiled_left = run_both("_write_panel", memory, [kind, At(0), 7, bias, At(4000), 4 * 40])
+    width = panels.PANEL if kind == panels.PLAIN else panels.PANEL // 2
+    a, b = (
+        np.stack([x[4000 + 40 * i :][: width // 2].view(np.uint16).astype(np.int64) for i in range(7)])
+        for x in (left, compiled_left)
+    )
+    assert np.abs(a - b).max() <= (0 if kind == panels.PLAIN else 1)
+    between = left[4000:4280].reshape(7, 40)[:, width // 2 :]
+    assert (between == memory[4000:4280].reshape(7, 40)[:, width // 2 :]).all()
+    assert (compiled_left[4000:4280].reshape(7, 40)[:, width // 2 :] == between).all()
+
+
 @pytest.mark.parametrize("floor", [-math.inf, -1.0, 0.0])
 @pytest.mark.parametrize("groups", [1, 9])
 def test_both_forms_of_the_draw_agree(floor: float, groups: int) -> None:
@@ -250,4 +283,5 @@ def test_the_forms_for_a_cpu_without_avx512_agree_too() -> None:
 
 def test_every_primitive_has_a_case() -> None:
     tested = {name for name, _ in CASES.values()} | {"_tile_softmax", "_perturbed_best"}
+    tested |= {"_configure", "_panel_product", "_write_panel"}
     assert set(PRIMITIVES) == tested

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo import kernels
 from octavo.errors import EngineError
 from octavo.model import linear as module
 from octavo.model.linear import (
@@ -14,12 +18,14 @@ from octavo.model.linear import (
     LinearFactory,
     PackedLinear,
     PlainLinear,
+    ThenGate,
     TiledLinear,
     keeps_rows_apart,
     packing_available,
 )
 
 CPU = torch.device("cpu")
+REFERENCE = kernels.load("reference")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -80,7 +86,7 @@ def test_batch_invariant_rows_do_not_depend_on_the_batch(
     width: int, height: int, rows: int, data: st.DataObject
 ) -> None:
     weight, bias = weights(height, width, torch.float32, True)
-    linear = LinearFactory(torch.float32, CPU, batch_invariant=True).build(weight, bias)
+    linear = LinearFactory(torch.float32, CPU, REFERENCE, batch_invariant=True).build(weight, bias)
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(rows))
     whole = linear(x)
     row = data.draw(st.integers(0, rows - 1))
@@ -116,10 +122,10 @@ def test_the_proof_finds_products_that_mix_rows(kind: type, monkeypatch: pytest.
     weight, _ = weights(32, 64, torch.float32, False)
     assert keeps_rows_apart(TiledLinear(PlainLinear(weight, None), 64, torch.float32).inner, 64, torch.float32)
     assert not keeps_rows_apart(kind(weight, None), 64, torch.float32)
-    factory = LinearFactory(torch.float32, CPU, batch_invariant=True)
+    factory = LinearFactory(torch.float32, CPU, REFERENCE, batch_invariant=True)
     factory._kinds = [PlainLinear, kind]
     assert factory.build(weight).kind.startswith("plain")  # falls back to the next kind
-    factory = LinearFactory(torch.float32, CPU, batch_invariant=True)
+    factory = LinearFactory(torch.float32, CPU, REFERENCE, batch_invariant=True)
     factory._kinds = [kind]
     with pytest.raises(EngineError, match="batch_invariant"):
         factory.build(weight)
@@ -136,7 +142,7 @@ def test_the_faster_kind_is_chosen_once_for_each_shape(monkeypatch: pytest.Monke
         kind = "other"
 
     monkeypatch.setattr(module, "_seconds", seconds)
-    factory = LinearFactory(torch.float32, CPU)
+    factory = LinearFactory(torch.float32, CPU, REFERENCE)
     factory._kinds = [PlainLinear, Other]
     for _ in range(3):
         assert factory.build(weights(32, 64, torch.float32, False)[0]).kind == "other"
@@ -149,7 +155,7 @@ def test_the_faster_kind_is_chosen_once_for_each_shape(monkeypatch: pytest.Monke
 
 def test_without_packing_there_is_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "packing_available", lambda dtype: False)
-    factory = LinearFactory(torch.float32, CPU)
+    factory = LinearFactory(torch.float32, CPU, REFERENCE)
     weight, bias = weights(32, 64, torch.float32, True)
     assert factory.build(weight, bias).kind == "plain"
     assert "only kind" in factory.notes[0]
@@ -167,3 +173,58 @@ def test_packing_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(module, "PackedLinear", Broken)
     assert not packing_available(torch.float32)
+
+
+class Panels(PlainLinear):
+    """Stands for a backend's own products, which take some weights only."""
+
+    kind = "panels"
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None) -> None:
+        super().__init__(weight, bias)
+        self.activation = activation
+
+    @staticmethod
+    def available() -> bool:
+        return True
+
+    @staticmethod
+    def serves(weight: torch.Tensor) -> bool:
+        return weight.shape[0] % 32 == 0
+
+
+def test_the_backends_own_products_are_offered_for_the_weights_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_seconds", lambda linear, x: 1.0)
+    backend = SimpleNamespace(PanelLinear=Panels, silu_and_mul=REFERENCE.silu_and_mul)
+    factory = LinearFactory(torch.float32, CPU, backend)  # type: ignore[arg-type]
+    weight, bias = weights(64, 32, torch.float32, True)
+    assert factory.build(weight, bias).kind == "panels"
+    assert factory.build(*weights(40, 32, torch.float32, True)).kind != "panels"
+    gated = factory.build_gated(weight, bias, "silu_and_mul")
+    assert isinstance(gated, Panels)
+    assert gated.activation == "silu_and_mul"
+    monkeypatch.setattr(Panels, "available", staticmethod(lambda: False))
+    factory = LinearFactory(torch.float32, CPU, backend)  # type: ignore[arg-type]
+    assert factory.build(weight, bias).kind != "panels"
+    assert isinstance(factory.build_gated(weight, bias, "silu_and_mul"), ThenGate)
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["silu_and_mul", "gelu_and_mul"])
+def test_a_gated_product_is_the_activation_of_its_halves(
+    backend: str, dtype: torch.dtype, activation: str, batch_invariant: bool
+) -> None:
+    if batch_invariant and dtype != torch.float32 and not kernels.load("cpu").PanelLinear.available():
+        pytest.skip("not every machine has products of this dtype that keep rows apart")
+    weight, bias = weights(192, 64, dtype, True)
+    assert bias is not None
+    factory = LinearFactory(dtype, CPU, kernels.load(backend), batch_invariant=batch_invariant)
+    x = torch.randn(37, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    out = torch.full((37, 96), torch.nan, dtype=dtype)
+    assert factory.build_gated(weight, bias, activation)(x, out) is out
+    gate, up = (x.double() @ weight.double().T + bias.double()).chunk(2, dim=1)
+    expected = up * (F.silu(gate) if activation.startswith("silu") else F.gelu(gate, approximate="tanh"))
+    room = 1e-4 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(out.double(), expected, atol=room * 8, rtol=room)

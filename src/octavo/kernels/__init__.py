@@ -32,6 +32,8 @@ caller preallocates and which is returned.
   the lower id
 - ``set_num_threads(n)``: threads of this backend and of torch, both; ``warm_up(progress=None)``: compile whatever the
   backend compiles, now; ``progress(name, i, total)`` is called before each kernel that is not in the disk cache
+- ``PanelLinear(weight, bias=None, activation=None)``, where a backend has matrix products of its own: see
+  ``kernels/cpu/linear.py``. ``PanelLinear.available()`` says whether this machine is good at them
 - ``penalize(logits [B, V] float32, ...)`` lives with the sampler in ``executor/``.
 """
 

@@ -10,7 +10,7 @@ import torch
 
 from octavo.kernels import AttentionMetadata
 from octavo.model.config import ModelConfig
-from octavo.model.linear import Linear
+from octavo.model.linear import GatedLinear, Linear
 from octavo.model.rope import cos_sin_table
 
 
@@ -30,7 +30,7 @@ class DecoderLayer:
     output: Linear
     post_attention_norm: torch.Tensor | None
     mlp_norm: torch.Tensor
-    gate_up: Linear
+    gate_up: GatedLinear
     down: Linear
     post_mlp_norm: torch.Tensor | None
 
@@ -85,7 +85,6 @@ class Decoder:
         self._next_norms = [layer.input_norm for layer in layers[1:]] + [final_norm]
         self._head = head
         self._kernels = kernels
-        self._activate = getattr(kernels, config.activation)
         self._scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
         self._capacity = 0
@@ -171,7 +170,7 @@ class Decoder:
             buffers.activated,
         )
         cos_sin, scale, heads, kv_heads = self._cos_sin, self._scale, config.num_heads, config.num_kv_heads
-        fused_attention, add_rms_norm, activate = kernels.fused_attention, kernels.add_rms_norm, self._activate
+        fused_attention, add_rms_norm = kernels.fused_attention, kernels.add_rms_norm
         rms_norm, softcap = kernels.rms_norm, config.attention_softcap
         last = len(self._layers) - 1
 
@@ -207,7 +206,7 @@ class Decoder:
             if layer.post_attention_norm is not None:
                 rms_norm(mixed, layer.post_attention_norm, eps, mixed)
             add_rms_norm(mixed, residual, layer.mlp_norm, eps, normed)
-            activate(layer.gate_up(normed), activated)
+            layer.gate_up(normed, activated)
             fed = layer.down(activated)
             if layer.post_mlp_norm is not None:
                 rms_norm(fed, layer.post_mlp_norm, eps, fed)

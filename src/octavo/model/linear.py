@@ -3,13 +3,16 @@
 A linear is anything callable that maps ``[M, K]`` to ``[M, N]``. Which kind serves a weight is data, chosen when the
 weight is loaded by :class:`LinearFactory`, by a short measurement for each shape: oneDNN's packed weights are up to
 twice as fast as plain ones at small M on some machines and slower at large M on others, and no rule of thumb holds for
-both (measured).
+both (measured). Where a CPU has a matrix unit, the backend's own products are a third kind: they read weights faster
+than oneDNN's, and can apply a gate's activation before anything is written.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +30,13 @@ class Linear(Protocol):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product."""
+
+
+class GatedLinear(Protocol):
+    """``x [M, K] -> activation(gate) * up [M, N]``, written to ``out``; gate and up are the halves of one product."""
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The gated product: ``out``."""
 
 
 TILE = 16
@@ -112,6 +122,20 @@ class TiledLinear:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+class ThenGate:
+    """A linear, then the backend's activation."""
+
+    __slots__ = ("activate", "inner")
+
+    def __init__(self, inner: Linear, activate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        self.inner = inner
+        self.activate = activate
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The gated product."""
+        return self.activate(self.inner(x), out)
+
+
 def packing_available(dtype: torch.dtype) -> bool:
     """Whether oneDNN's packed products exist in this build of PyTorch, for this dtype, on this machine. They are no
     public API, so they are tried rather than assumed."""
@@ -133,15 +157,21 @@ class LinearFactory:
         device: only on "cpu" is there a choice.
         batch_invariant: run every product on :data:`TILE` rows, and prove for each shape that a row's result then
             depends on the row alone.
+        kernels: the backend: its ``PanelLinear`` is offered where it has one that this machine is good at.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, batch_invariant: bool = False) -> None:
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, kernels: ModuleType, batch_invariant: bool = False
+    ) -> None:
         self.dtype = dtype
         self.batch_invariant = batch_invariant
+        self._kernels = kernels
         kinds: list[Any] = [PlainLinear]
         if device.type == "cpu" and packing_available(dtype):
             kinds.append(PackedLinear)
         self._kinds = kinds
+        panels = getattr(kernels, "PanelLinear", None)
+        self._panels: Any = panels if device.type == "cpu" and panels is not None and panels.available() else None
         self._choices: dict[tuple[int, int, bool], Any] = {}
         self._notes: dict[tuple[int, int, bool], str] = {}
 
@@ -156,42 +186,66 @@ class LinearFactory:
         Raises:
             EngineError: ``batch_invariant``, and no product of this machine keeps rows apart.
         """
-        width = weight.shape[1]
-        key = (weight.shape[0], width, bias is not None)
-        if not self.batch_invariant:
-            if key not in self._choices:
-                self._choices[key], self._notes[key] = self._measure(weight, bias)
-            linear: Linear = self._choices[key](weight, bias)
-            return linear
-        for kind in [self._choices[key]] if key in self._choices else reversed(self._kinds):
-            tiled = TiledLinear(kind(weight, bias), width, self.dtype)
+        kind = self._kind(weight, bias)
+        return self._tiled(kind(weight, bias), weight.shape[1]) if self.batch_invariant else kind(weight, bias)
+
+    def build_gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> GatedLinear:
+        """A linear whose first half of columns is the gate of the second: ``activation`` names the backend's kernel.
+
+        Raises:
+            EngineError: as :meth:`build`.
+        """
+        if not self.batch_invariant and self._kind(weight, bias) is self._panels:
+            gated: GatedLinear = self._panels(weight, bias, activation)
+            return gated
+        return ThenGate(self.build(weight, bias), getattr(self._kernels, activation))
+
+    def _kind(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """The kind for a weight's shape: chosen once."""
+        key = (weight.shape[0], weight.shape[1], bias is not None)
+        if key not in self._choices:
+            kinds = [*self._kinds, self._panels] if self._panels and self._panels.serves(weight) else self._kinds
+            choose = self._prove if self.batch_invariant else self._measure
+            self._choices[key], self._notes[key] = choose(kinds, weight, bias)
+        return self._choices[key]
+
+    def _tiled(self, inner: Linear, width: int) -> TiledLinear:
+        return TiledLinear(inner, width, self.dtype)
+
+    def _prove(self, kinds: list[Any], weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Any, str]:
+        """The last kind whose rows are proved independent.
+
+        Raises:
+            EngineError: there is none.
+        """
+        name, width = f"{weight.shape[0]}x{weight.shape[1]}", weight.shape[1]
+        for kind in reversed(kinds):
+            tiled = self._tiled(kind(weight, bias), width)
             if keeps_rows_apart(tiled.inner, width, self.dtype):
-                self._choices[key] = kind
-                self._notes[key] = f"linear {key[0]}x{key[1]}: {tiled.kind} (rows proved independent)"
-                return tiled
+                return kind, f"linear {name}: {tiled.kind} (rows proved independent)"
         raise EngineError(
-            f"batch_invariant=True cannot be honoured: on this machine a row of a {key[0]}x{key[1]} product in "
+            f"batch_invariant=True cannot be honoured: on this machine a row of a {name} product in "
             f"{self.dtype} depends on the rows beside it; use batch_invariant=False, or dtype='float32'"
         )
 
-    def _measure(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Any, str]:
-        """The last kind (packed), unless an earlier one's times over several batch sizes have a geometric mean that is
-        clearly less."""
+    def _measure(self, kinds: list[Any], weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Any, str]:
+        """The last kind, unless an earlier one's times over several batch sizes have a geometric mean that is clearly
+        less."""
         name = f"linear {weight.shape[0]}x{weight.shape[1]}"
-        if len(self._kinds) == 1:
-            return PlainLinear, f"{name}: plain (the only kind here)"
+        if len(kinds) == 1:
+            return kinds[0], f"{name}: {kinds[0].kind} (the only kind here)"
         rows = [count for count in _MEASURED_ROWS if count == 1 or count * weight.shape[0] <= _LARGEST_OUTPUT]
         inputs = [torch.randn(count, weight.shape[1]).to(self.dtype) for count in rows]
         times = {}
-        for kind in self._kinds:
+        for kind in kinds:
             linear = kind(weight, bias)
             times[kind] = [_seconds(linear, x) for x in inputs]
-        best = self._kinds[-1]
-        for kind in self._kinds[:-1]:
+        best = kinds[-1]
+        for kind in kinds[:-1]:
             if math.prod(times[kind]) < math.prod(times[best]) * _MARGIN ** len(rows):
                 best = kind
         figures = "; ".join(
-            f"{kind.kind} {'/'.join(f'{seconds * 1e6:.0f}' for seconds in times[kind])}" for kind in self._kinds
+            f"{kind.kind} {'/'.join(f'{seconds * 1e6:.0f}' for seconds in times[kind])}" for kind in kinds
         )
         return best, f"{name}: {best.kind} (microseconds at {'/'.join(map(str, rows))} rows: {figures})"
 

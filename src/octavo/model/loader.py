@@ -14,7 +14,7 @@ from octavo.model.config import ModelConfig
 from octavo.model.decoder import Decoder, DecoderLayer
 from octavo.model.dtypes import resolve_dtype
 from octavo.model.families import read_model_config
-from octavo.model.linear import Linear, LinearFactory
+from octavo.model.linear import GatedLinear, Linear, LinearFactory
 
 _EMBEDDING = "embed_tokens.weight"
 _HEAD = "lm_head.weight"
@@ -62,7 +62,7 @@ def load_model(
     config = read_model_config(folder)
     checkpoint = Checkpoint(folder)
     with torch.inference_mode(False), torch.no_grad():
-        return _Loading(config, checkpoint, dtype, torch.device(device), batch_invariant, progress).decoder(kernels)
+        return _Loading(config, checkpoint, dtype, torch.device(device), kernels, batch_invariant, progress).decoder()
 
 
 def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -97,23 +97,25 @@ class _Loading:
         checkpoint: Checkpoint,
         dtype: str,
         device: torch.device,
+        kernels: ModuleType,
         batch_invariant: bool,
         progress: Progress | None,
     ) -> None:
         self.config = config
         self.checkpoint = checkpoint
         self.device = device
+        self.kernels = kernels
         self.progress = progress
         found = (place for place in _PLACES if place[0] + _EMBEDDING in checkpoint)
         self.prefix, self.head = next(found, _PLACES[0])
         self.dtype, self.notes = resolve_dtype(dtype, self._stored_dtype(), device)
-        self.factory = LinearFactory(self.dtype, device, batch_invariant)
+        self.factory = LinearFactory(self.dtype, device, kernels, batch_invariant)
         self.used: set[str] = set()
         self.bytes_read = 0
         self.bytes_kept = 0
         self.bytes_total = _parameters(config) * self.dtype.itemsize
 
-    def decoder(self, kernels: ModuleType) -> Decoder:
+    def decoder(self) -> Decoder:
         config = self.config
         embedding, head_weight = self._tables()
         layers = [self._layer(index) for index in range(config.num_layers)]
@@ -130,7 +132,7 @@ class _Loading:
             layers,
             final_norm,
             head,
-            kernels,
+            self.kernels,
             batch_invariant=self.factory.batch_invariant,
             notes=[*self.notes, *self.factory.notes],
             weights_bytes=self.bytes_kept,
@@ -155,7 +157,7 @@ class _Loading:
             output=self._linear(attention, {"o_proj": hidden}, config.q_size, config.o_bias),
             post_attention_norm=self._post_norm(f"layers.{index}.post_attention_layernorm.weight"),
             mlp_norm=self._norm(f"layers.{index}.{after}_layernorm.weight", hidden),
-            gate_up=self._linear(mlp, {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias),
+            gate_up=self._gated(mlp, inner, hidden),
             down=self._linear(mlp, {"down_proj": hidden}, inner, config.mlp_bias),
             post_mlp_norm=self._post_norm(f"layers.{index}.post_feedforward_layernorm.weight"),
         )
@@ -185,6 +187,16 @@ class _Loading:
 
     def _linear(self, module: str, parts: dict[str, int], width: int, has_bias: bool) -> Linear:
         """The named products of a module as one, stacked in order."""
+        return self.factory.build(*self._stacked(module, parts, width, has_bias))
+
+    def _gated(self, module: str, inner: int, width: int) -> GatedLinear:
+        """Gate and up as one, with the activation that joins them."""
+        weight, bias = self._stacked(module, {"gate_proj": inner, "up_proj": inner}, width, self.config.mlp_bias)
+        return self.factory.build_gated(weight, bias, self.config.activation)
+
+    def _stacked(
+        self, module: str, parts: dict[str, int], width: int, has_bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         height = sum(parts.values())
         weight = torch.empty(height, width, dtype=self.dtype, device=self.device)
         bias = torch.empty(height, dtype=self.dtype, device=self.device) if has_bias else None
@@ -195,7 +207,7 @@ class _Loading:
                 self._copy(f"{module}.{name}.bias", bias[start : start + rows])
             start += rows
         self.bytes_kept += weight.nbytes + (0 if bias is None else bias.nbytes)
-        return self.factory.build(weight, bias)
+        return weight, bias
 
     def _tensor(self, name: str, *shape: int, prefix: str | None = None, kept: bool = True) -> torch.Tensor:
         tensor = torch.empty(shape, dtype=self.dtype, device=self.device)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from octavo.kernels.cpu.attention import fused_attention, paged_attention, write_kv
 from octavo.kernels.cpu.jit import warm_up
 from octavo.kernels.cpu.launch import set_num_threads
+from octavo.kernels.cpu.linear import PanelLinear
 from octavo.kernels.cpu.rows import add_rms_norm, copy_blocks, gelu_and_mul, rms_norm, rotary_embedding, silu_and_mul
 from octavo.kernels.cpu.sampling import log_softmax_gather, sample, top_logprobs
 
 __all__ = [
+    "PanelLinear",
     "add_rms_norm",
     "copy_blocks",
     "fused_attention",

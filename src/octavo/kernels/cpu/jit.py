@@ -18,6 +18,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,21 @@ def host_features() -> frozenset[str]:
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
+@functools.cache
+def has_matrix_unit() -> bool:
+    """Whether this CPU multiplies tiles of bfloat16 (Intel's AMX) and the system lets this process do it: Linux grants
+    the state of tiles on request, to all threads of a process."""
+    if DISABLED or not {"amx-tile", "amx-bf16"} <= host_features():
+        return False
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    return int(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)) == 0
+
+
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+"""The system call, what it is asked, and the number of the state of tiles among the processor's."""
+
+
 def user_cache_dir() -> Path:
     """Where Octavo keeps what it can rebuild."""
     if explicit := os.environ.get("OCTAVO_CACHE_DIR"):
@@ -60,7 +76,8 @@ def cache_key() -> str:
     root = Path(__file__).resolve().parent.parent
     for source in sorted(root.rglob("*.py")):
         digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
-    for part in (numba.__version__, llvmlite.__version__, llvm.get_host_cpu_name(), *sorted(host_features())):
+    unit = f"matrix unit: {has_matrix_unit()}"
+    for part in (numba.__version__, llvmlite.__version__, llvm.get_host_cpu_name(), unit, *sorted(host_features())):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -1,0 +1,171 @@
+"""Matrix products with weights that stay, packed once into panels (see ``panels.py``).
+
+At a few rows a product is as fast as its weights come from memory, and all that counts is that they come as one stream,
+asked for in time. At many rows what counts is that inputs, weights and sums stay in a core's own cache: rows are taken
+in chunks, panels in runs, and inputs in blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.kernels.cpu import checks
+from octavo.kernels.cpu.emitter import BF16
+from octavo.kernels.cpu.jit import has_matrix_unit, kernel
+from octavo.kernels.cpu.launch import (
+    ARGUMENTS,
+    FIRST_ARGUMENT,
+    NUM_TASKS,
+    SCRATCH,
+    SCRATCH_STRIDE,
+    TASK,
+    WORKER,
+    num_threads,
+    packer,
+    run,
+)
+from octavo.kernels.cpu.panels import DEPTH, PANEL, PLAIN, TILE_BYTES, configure, panel_product, write_panel
+from octavo.kernels.cpu.primitives import GELU, SILU, fetch_add, load_i64
+
+ROWS = 32
+"""Rows of one product."""
+SUMS_BYTES = 4 * ROWS * PANEL
+STEP_BYTES = 2 * TILE_BYTES
+"""Of a panel, for :data:`DEPTH` inputs."""
+
+RUNS_PER_THREAD = 4
+RUN_BYTES = 800_000
+"""At most so much weight is gone over again for each 32 rows of a chunk."""
+CHUNK_BYTES = 600_000
+"""At most so much of the inputs is gone over again for each run."""
+BLOCK_STEPS = 12
+"""Where there are many rows, inputs are taken so many tiles at a time: 32 rows of them stay in the nearest cache."""
+
+ACTIVATIONS = {"silu_and_mul": SILU, "gelu_and_mul": GELU}
+
+(X, X_STRIDE, COUNT, WEIGHT, STEPS, BIAS, KIND, OUT, OUT_STRIDE, OUT_PANEL, PANELS, RUN, RUNS, CHUNK, BLOCK) = range(
+    FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 15, 8
+)
+_pack = packer("15q")
+
+
+@kernel
+def multiply(p: int) -> None:
+    """Tasks are (chunk of rows, run of panels)."""
+    sums = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
+    x, x_stride, out, out_stride = load_i64(p + X), load_i64(p + X_STRIDE), load_i64(p + OUT), load_i64(p + OUT_STRIDE)
+    tasks, runs, length, panels = load_i64(p + NUM_TASKS), load_i64(p + RUNS), load_i64(p + RUN), load_i64(p + PANELS)
+    steps, block, count, chunk_rows = load_i64(p + STEPS), load_i64(p + BLOCK), load_i64(p + COUNT), load_i64(p + CHUNK)
+    kind, bias, out_panel = load_i64(p + KIND), load_i64(p + BIAS), load_i64(p + OUT_PANEL)
+    configured = 0
+    while True:
+        task = fetch_add(p + TASK, 1)
+        if task >= tasks:
+            break
+        chunk = task // runs
+        first = (task - chunk * runs) * length
+        last = min(first + length, panels)
+        start, stop = chunk * chunk_rows, min(count, (chunk + 1) * chunk_rows)
+        ahead = 1
+        while start < stop:
+            rows = min(ROWS, stop - start)
+            if rows != configured:
+                configure(rows)
+                configured = rows
+            for step in range(0, steps, block):
+                some = min(block, steps - step)
+                inputs = x + start * x_stride + step * 2 * DEPTH
+                for panel in range(first, last):
+                    weight = load_i64(p + WEIGHT) + (panel * steps + step) * STEP_BYTES
+                    place = sums + (panel - first) * SUMS_BYTES
+                    panel_product(inputs, x_stride, rows, weight, some, place, step, ahead)
+            for panel in range(first, last):
+                added = bias + panel * 2 * PANEL if bias != 0 else 0
+                target = out + start * out_stride + panel * out_panel
+                write_panel(kind, sums + (panel - first) * SUMS_BYTES, rows, added, target, out_stride)
+            start += rows
+            ahead = 0
+    if configured != 0:
+        configure(0)
+
+
+class PanelLinear:
+    """``x [M, K] -> x W^T + bias [M, N]`` in bfloat16, summed in float32; keeps no other copy of the weight.
+
+    Args:
+        weight: ``[N, K]``, bfloat16; both multiples of 32.
+        bias: ``[N]``, bfloat16.
+        activation: None, or "silu_and_mul" or "gelu_and_mul": the first half of the columns is then the gate of the
+            second half, and the result is ``[M, N / 2]``. Columns are not rounded before they are gated.
+
+    Raises:
+        ValueError: the weight's shape or dtype is not as described.
+    """
+
+    kind = "panels"
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None) -> None:
+        if not self.serves(weight) or (bias is not None and bias.dtype != weight.dtype):
+            raise ValueError(f"a weight of {tuple(weight.shape)}, {weight.dtype} cannot be cut into panels")
+        columns, inputs = weight.shape
+        rows = weight
+        if activation is not None:
+            # a panel is 16 gates and the 16 columns they belong to
+            order = torch.arange(columns).view(2, -1, PANEL // 2).transpose(0, 1).reshape(-1)
+            rows, bias = weight[order], None if bias is None else bias[order]
+        tiles = rows.reshape(columns // PANEL, 2, PANEL // 2, inputs // DEPTH, DEPTH // 2, 2)
+        self.packed = tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
+        self.bias = None if bias is None else bias.contiguous()
+        self.width = inputs
+        self.outputs = columns if activation is None else columns // 2
+        self._kind = PLAIN if activation is None else ACTIVATIONS[activation]
+        self._panels, self._steps = columns // PANEL, inputs // DEPTH
+        self._chunk = max(1, CHUNK_BYTES // (2 * inputs * ROWS)) * ROWS
+        self._longest = max(1, RUN_BYTES // (self._steps * STEP_BYTES))
+        self._block = -(-self._steps // -(-self._steps // BLOCK_STEPS))
+
+    @staticmethod
+    def available() -> bool:
+        """Whether this machine is good at it."""
+        return has_matrix_unit()
+
+    @staticmethod
+    def serves(weight: torch.Tensor) -> bool:
+        """Whether a weight can be cut into panels."""
+        return (
+            weight.dtype == torch.bfloat16
+            and weight.dim() == 2
+            and weight.shape[0] % PANEL == 0
+            and weight.shape[1] % DEPTH == 0
+            and weight.numel() > 0
+        )
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The product, in ``out`` or in fresh memory.
+
+        Raises:
+            ValueError: a tensor's shape, dtype or layout is not as described.
+        """
+        if out is None:
+            out = torch.empty(x.shape[0], self.outputs, dtype=torch.bfloat16)
+        dtype, count, width, stride, address = checks.matrix("x", x)
+        target = checks.matrix("out", out)
+        if dtype != BF16 or width != self.width or target[:3] != (BF16, count, self.outputs):
+            raise ValueError(
+                f"x is {tuple(x.shape)} of {x.dtype} and out {tuple(out.shape)} of {out.dtype}: they must be "
+                f"[M, {self.width}] and [M, {self.outputs}] of bfloat16"
+            )
+        threads = num_threads()
+        length = max(1, min(self._panels // (RUNS_PER_THREAD * threads), self._longest))
+        runs = -(-self._panels // length)
+        chunks = -(-count // self._chunk)
+        scratch = SUMS_BYTES * length + 128
+        arguments = ARGUMENTS.here
+        _pack(
+            arguments.words, 0, 0, 0, chunks * runs, arguments.scratch(threads * scratch), scratch, address, stride,
+            count, self.packed.data_ptr(), self._steps, 0 if self.bias is None else self.bias.data_ptr(), self._kind,
+            target[4], target[3], 2 * PANEL if self._kind == PLAIN else PANEL, self._panels, length, runs,
+            self._chunk, self._steps if count <= ROWS else self._block,
+        )  # fmt: skip
+        run(multiply, threads, arguments)
+        return out

@@ -1,0 +1,235 @@
+"""The inner loops of matrix products with packed weights, as primitives (see ``primitives.py``).
+
+A weight lies in *panels* of 32 columns. A panel's items follow one another in the order in which they are multiplied:
+for every 32 inputs, two tiles of 16 columns, each of 16 rows of (column, two neighbouring inputs). That is the order in
+which a CPU's matrix unit takes them (Intel's AMX: TDPBF16PS), so a product reads its weights as one stream. CPUs with
+no such unit run the same loops on vectors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+
+from octavo.kernels.cpu.emitter import BF16, F32, I8, I32, WIDTH, Emitter, Value, Variable
+from octavo.kernels.cpu.jit import has_matrix_unit
+from octavo.kernels.cpu.primitives import GELU, GELU_CUBIC, GELU_SCALE, SILU, floats, get, primitive, put
+
+PANEL = 32
+"""Columns of a panel."""
+DEPTH = 32
+"""Inputs of a tile."""
+TILE_BYTES = 1024
+LINE = 64  # bytes of a tile's row, and of a line of the cache
+
+_AHEAD = 24 * 1024
+"""Bytes by which weights are asked for before they are used: enough to hide the way to memory."""
+
+MATRIX_UNIT = has_matrix_unit()
+
+# tiles by number: sums (row half, column half), inputs (row half), weights (column half)
+_SUMS, _INPUTS, _WEIGHTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
+
+
+# ---------------------------------------------------------------- shapes of tiles
+
+
+def _configure(rows: int) -> None:
+    """Nothing to see: memory is the same afterwards."""
+
+
+@primitive("vi", _configure)
+def configure(e: Emitter, rows: Value) -> None:
+    """Get the calling thread's matrix unit ready for products of ``rows`` rows, 1 to 32; 0 turns it off again."""
+    if not MATRIX_UNIT:
+        return
+    b = e.b
+    off = b.icmp_signed("==", rows, e.const(0))
+    with e.when(off):
+        e.intrinsic("llvm.x86.tilerelease", ir.VoidType())
+    with e.when(b.not_(off)):
+        shape = ir.ArrayType(I8, LINE)
+        with b.goto_entry_block():
+            memory = b.alloca(shape)
+        memory.align = LINE
+        upper = b.select(b.icmp_signed("<", rows, e.const(16)), rows, e.const(16))
+        lower = b.sub(rows, upper)
+        # a tile of no rows would be no shape; it is not used then
+        lower = b.select(b.icmp_signed("==", lower, e.const(0)), e.const(16), lower)
+        fields = [ir.Constant(I8, 0)] * LINE
+        fields[0] = ir.Constant(I8, 1)
+        for tile in range(8):
+            fields[16 + 2 * tile] = ir.Constant(I8, LINE)
+        for half, count in enumerate((upper, lower)):
+            for tile in (*_SUMS[half], _INPUTS[half]):
+                fields[48 + tile] = b.trunc(count, I8)
+        for tile in _WEIGHTS:
+            fields[48 + tile] = ir.Constant(I8, 16)
+        for place, field in enumerate(fields):
+            b.store(field, b.gep(memory, [ir.Constant(I32, 0), ir.Constant(I32, place)]))
+        e.intrinsic("llvm.x86.ldtilecfg", ir.VoidType(), b.bitcast(memory, I8.as_pointer()))
+
+
+# ---------------------------------------------------------------- products
+
+
+def _panel_product(x: int, stride: int, rows: int, panel: int, steps: int, sums: int, more: int, ahead: int) -> None:
+    left = np.stack([get(BF16, x + i * stride, steps * DEPTH) for i in range(rows)])
+    tiles = get(BF16, panel, steps * DEPTH * PANEL).reshape(steps, 2, DEPTH // 2, 16, 2)
+    right = tiles.transpose(0, 2, 4, 1, 3).reshape(steps * DEPTH, PANEL)
+    total = floats(sums, rows * PANEL)
+    total[:] = (left @ right).ravel() + (total if more else np.float32(0))
+
+
+@primitive("viiiiiiii", _panel_product)
+def panel_product(
+    e: Emitter, x: Value, stride: Value, rows: Value, panel: Value, steps: Value, sums: Value, more: Value, ahead: Value
+) -> None:
+    """``sums [rows, 32] = x [rows, 32 steps] panel``, in f32, added to what is there if ``more`` is not 0.
+
+    x is bfloat16, its rows ``stride`` bytes apart; ``rows`` is 1 to 32, and what :func:`configure` was told last.
+    """
+    if MATRIX_UNIT:
+        few = e.b.icmp_signed("<=", rows, e.const(16))
+        for halves, enough in ((1, few), (2, e.b.not_(few))):
+            for fetch, wanted in ((True, "!="), (False, "==")):
+                with e.when(e.b.and_(enough, e.b.icmp_signed(wanted, ahead, e.const(0)))):
+                    _by_tiles(e, x, stride, panel, steps, sums, more, halves, fetch)
+    else:
+        _by_vectors(e, x, stride, rows, panel, steps, sums, more)
+
+
+def _by_tiles(
+    e: Emitter, x: Value, stride: Value, panel: Value, steps: Value, sums: Value, more: Value, halves: int, fetch: bool
+) -> None:
+    b, void = e.b, ir.VoidType()
+    bytes_ = I8.as_pointer()
+
+    def tile(number: int) -> ir.Constant:
+        return ir.Constant(I8, number)
+
+    def load(number: int, address: Value, row_bytes: Value) -> None:
+        e.intrinsic("llvm.x86.tileloadd64", void, tile(number), b.inttoptr(address, bytes_), row_bytes)
+
+    inputs = [x, b.add(x, b.mul(stride, e.const(16)))][:halves]
+    places = [
+        (tile(_SUMS[half][column]), b.inttoptr(b.add(sums, e.const(4 * (half * 16 * PANEL + column * 16))), bytes_))
+        for half in range(halves)
+        for column in (0, 1)
+    ]
+    for number, place in places:
+        with b.if_else(b.icmp_signed("!=", more, e.const(0))) as (on, anew):
+            with on:
+                e.intrinsic("llvm.x86.tileloadd64", void, number, place, e.const(4 * PANEL))
+            with anew:
+                e.intrinsic("llvm.x86.tilezero", void, number)
+    with e.loop(e.const(0), steps, 1) as k:
+        weights = e.at(panel, k, 2 * TILE_BYTES)
+        for line in range(0, 2 * TILE_BYTES if fetch else 0, LINE):
+            _prefetch(e, b.add(weights, e.const(_AHEAD + line)))
+        for half, address in enumerate(inputs):
+            load(_INPUTS[half], e.at(address, k, LINE), stride)
+        for column in (0, 1):
+            load(_WEIGHTS[column], b.add(weights, e.const(column * TILE_BYTES)), e.const(LINE))
+            for half in range(halves):
+                numbers = (_SUMS[half][column], _INPUTS[half], _WEIGHTS[column])
+                e.intrinsic("llvm.x86.tdpbf16ps", void, *map(tile, numbers))
+    for number, place in places:
+        e.intrinsic("llvm.x86.tilestored64", void, number, place, e.const(4 * PANEL))
+
+
+def _prefetch(e: Emitter, address: Value) -> None:
+    read, near, data = (ir.Constant(I32, value) for value in (0, 2, 1))
+    e.intrinsic("llvm.prefetch.p0", ir.VoidType(), e.b.inttoptr(address, I8.as_pointer()), read, near, data)
+
+
+def _by_vectors(
+    e: Emitter, x: Value, stride: Value, rows: Value, panel: Value, steps: Value, sums: Value, more: Value
+) -> None:
+    b, v = e.b, e.vector
+
+    def block(first: Value, count: int) -> None:
+        lines = [b.add(x, b.mul(b.add(first, e.const(i)), stride)) for i in range(count)]
+        places = [
+            [b.add(e.at(sums, b.add(first, e.const(i)), 4 * PANEL), e.const(64 * c)) for c in (0, 1)]
+            for i in range(count)
+        ]
+        totals: list[list[Variable]] = [[e.variable(v.const(0.0)) for _ in (0, 1)] for _ in lines]
+        with e.when(b.icmp_signed("!=", more, e.const(0))):
+            for row, at in zip(totals, places, strict=True):
+                for total, place in zip(row, at, strict=True):
+                    total.set(v.load(F32, place, e.const(0)))
+        with e.loop(e.const(0), steps, 1) as k:
+            weights = e.at(panel, k, 2 * TILE_BYTES)
+            with e.loop(e.const(0), e.const(DEPTH // 2), 1) as pair:
+                inputs = b.add(b.mul(k, e.const(DEPTH)), b.mul(pair, e.const(2)))
+                for column in (0, 1):
+                    place = b.add(weights, e.at(e.const(column * TILE_BYTES), pair, LINE))
+                    both = b.load(v.pointer(place, I32), align=4)
+                    even = b.bitcast(b.shl(both, v.integer(16)), v.float)
+                    odd = b.bitcast(b.and_(both, v.integer(-(1 << 16))), v.float)
+                    for line, row in zip(lines, totals, strict=True):
+                        total = row[column].get()
+                        for item, weight in ((0, even), (1, odd)):
+                            factor = v.splat(e.scalar.load(BF16, line, b.add(inputs, e.const(item))))
+                            total = v.fma(factor, weight, total)
+                        row[column].set(total)
+        for row, at in zip(totals, places, strict=True):
+            for total, place in zip(row, at, strict=True):
+                v.store(F32, place, e.const(0), total.get())
+
+    whole = b.and_(rows, e.const(-4))
+    with e.loop(e.const(0), whole, 4) as first:
+        block(first, 4)
+    with e.loop(whole, rows, 1) as first:
+        block(first, 1)
+
+
+# ---------------------------------------------------------------- what is written
+
+PLAIN = 2
+"""Beside ``SILU`` and ``GELU``: columns are written as they are."""
+
+
+def _write_panel(kind: int, sums: int, rows: int, bias: int, target: int, stride: int) -> None:
+    block = floats(sums, rows * PANEL).reshape(rows, PANEL)
+    if bias:
+        block = block + get(BF16, bias, PANEL)
+    if kind != PLAIN:
+        g, u = block[:, :16], block[:, 16:]
+        z = g if kind == SILU else np.float32(GELU_SCALE) * (g + np.float32(GELU_CUBIC) * g * g * g)
+        with np.errstate(over="ignore"):
+            block = g * u / (1 + np.exp(-z))
+    for i in range(rows):
+        put(BF16, target + i * stride, block[i])
+
+
+@primitive("viiiiii", _write_panel)
+def write_panel(e: Emitter, kind: Value, sums: Value, rows: Value, bias: Value, target: Value, stride: Value) -> None:
+    """Write ``sums [rows, 32]`` to rows of bfloat16 that lie ``stride`` bytes apart, ``bias`` [32] added if not 0.
+
+    By ``kind`` the 32 columns themselves, or 16: ``silu(gate) * up`` (or gelu's tanh form) of the first 16 columns and
+    the others.
+    """
+    b, v = e.b, e.vector
+    biased = b.icmp_signed("!=", bias, e.const(0))
+    with e.when(biased):
+        added = [v.load(BF16, bias, e.const(column * WIDTH)) for column in (0, 1)]
+        with e.loop(e.const(0), rows, 1) as i:
+            line = e.at(sums, i, 4 * PANEL)
+            for column, addend in enumerate(added):
+                place = e.const(column * WIDTH)
+                v.store(F32, line, place, b.fadd(v.load(F32, line, place), addend))
+    for which in (PLAIN, SILU, GELU):
+        with e.when(b.icmp_signed("==", kind, e.const(which))), e.loop(e.const(0), rows, 1) as i:
+            line, to = e.at(sums, i, 4 * PANEL), b.add(target, b.mul(i, stride))
+            first, second = (v.load(F32, line, e.const(column * WIDTH)) for column in (0, 1))
+            if which == PLAIN:
+                v.store(BF16, to, e.const(0), first)
+                v.store(BF16, to, e.const(WIDTH), second)
+                continue
+            z = first
+            if which == GELU:
+                cubic = v.fma(b.fmul(v.const(GELU_CUBIC), b.fmul(first, first)), first, first)
+                z = b.fmul(v.const(GELU_SCALE), cubic)
+            v.store(BF16, to, e.const(0), v.sigmoid_times(z, b.fmul(first, second)))
