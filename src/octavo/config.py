@@ -17,7 +17,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "priority")
 PREEMPTIONS = ("auto", "swap", "recompute")
 BATCHINGS = ("continuous", "static")
-EVICTIONS = ("lru", "fifo", "lfu", "arc")
+EVICTIONS = ("lru", "fifo", "lfu", "arc", "prefix")
 KERNELS = ("auto", "reference", "cpu")
 DEVICES = ("auto", "cpu")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -133,7 +134,67 @@ class SlowARC(SlowPolicy):
         return min(candidates, key=lambda block: self.known[block].used)
 
 
-MODELS: dict[str, type[SlowPolicy]] = {"lru": SlowLRU, "fifo": SlowFIFO, "lfu": SlowLFU, "arc": SlowARC}
+class SlowPrefix(SlowPolicy):
+    """The textbook form: every trial and every interval is kept, and worth is worked out from them."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.trials: list[tuple[int, int]] = []  # (uses, depth class) of whatever was left alone, once it is known ..
+        self.returns: list[tuple[int, int]] = []  # .. how that ended; and of what came back
+        self.intervals: list[int] = []
+        self.dropped: list[tuple[int, Known]] = []
+        self.keys: dict[int, float] = {}
+
+    def kind(self, known: Known) -> tuple[int, int]:
+        return min(known.uses, 9), min(math.ceil(math.log2(known.depth + 1)), 8)
+
+    def came_back(self, known: Known) -> None:
+        self.returns.append(self.kind(known))
+        self.intervals.append(self.clock - known.used)
+
+    def value(self, block: int) -> None:
+        known = self.known[block]
+        kind = self.kind(known)
+        chance = (self.returns.count(kind) + 0.5) / (self.trials.count(kind) + 1)
+        scale = float(self.capacity)
+        for interval in self.intervals:
+            scale = scale * (1 - 1 / 2000) + interval / 2000
+        self.keys[block] = self.clock + 1.5 * scale * math.log(chance * (1 + known.depth / 2048))
+
+    def file(self, block: int, content: int, depth: int) -> None:
+        super().file(block, content, depth)
+        for entry in [entry for entry in self.dropped if entry[0] == content]:
+            self.came_back(entry[1])
+            self.known[block].uses += entry[1].uses
+            self.dropped.remove(entry)
+        self.value(block)
+
+    def touch(self, block: int) -> None:
+        known = self.known[block]
+        before = replace(known)
+        super().touch(block)
+        self.trials.append(self.kind(before))
+        self.came_back(before)
+        self.value(block)
+
+    def drop(self, block: int) -> None:
+        known = self.known[block]
+        self.trials.append(self.kind(known))
+        self.dropped.append((known.content, known))
+        self.dropped = self.dropped[-8 * self.capacity :]
+        super().drop(block)
+
+    def victim(self) -> int:
+        return min(self.resting(), key=lambda block: (round(self.keys[block], 6), block))
+
+
+MODELS: dict[str, type[SlowPolicy]] = {
+    "lru": SlowLRU,
+    "fifo": SlowFIFO,
+    "lfu": SlowLFU,
+    "arc": SlowARC,
+    "prefix": SlowPrefix,
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -147,7 +208,7 @@ def test_it_does_what_the_plain_model_does(name: str, capacity: int, actions: li
         if action == "f":  # content comes back after it was dropped, in whatever block
             if which not in {each.content for each in model.known.values()}:
                 free = next(block for block in range(20) if block not in model.known)
-                both(policy, model, "file", free, which, which % 3)
+                both(policy, model, "file", free, which, which * which)
                 both(policy, model, "rest", free)
         elif action == "t" and known:
             both(policy, model, "touch", block)
@@ -172,3 +233,7 @@ def test_it_does_what_the_plain_model_does(name: str, capacity: int, actions: li
 def both(policy: Eviction, model: SlowPolicy, event: str, *args: int) -> None:
     getattr(policy, event)(*args)
     getattr(model, event)(*args)
+
+
+def test_every_policy_has_its_model() -> None:
+    assert set(MODELS) == set(EVICTIONS)
