@@ -13,8 +13,9 @@ import torch
 from octavo import kernels as kernel_backends
 from octavo.config import SchedulerConfig
 from octavo.errors import ConfigError, OutOfBlocksError, RequestError
+from octavo.executor.swap_space import SwapSpace
 from octavo.kernels import AttentionMetadata, KvLayout
-from octavo.memory import HostPool, MemoryManager
+from octavo.memory import MemoryManager
 from octavo.request import Request, SamplingParams, Sequence
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -39,18 +40,18 @@ class CacheUsage:
 class PagedSequence:
     """One sequence's place in a :class:`PagedKVCache`. ``len()`` counts the tokens written on every layer."""
 
-    __slots__ = ("_batch", "_cache", "_generation", "_host", "_inner", "name")
+    __slots__ = ("_batch", "_cache", "_generation", "_inner", "_kept", "name")
 
     def __init__(self, cache: PagedKVCache, name: str, inner: Sequence) -> None:
         self.name = name
         self._cache = cache
         self._inner = inner
         self._batch: PagedBatch | None = None  # the one whose tokens are being written
-        self._host: list[int] | None = None  # host pages, while swapped out
+        self._kept: int | None = None  # while swapped out: how many tokens it has on the host
         self._generation = 0  # counts what makes earlier batches void
 
     def __len__(self) -> int:
-        return self._inner.num_computed
+        return self._inner.num_computed if self._kept is None else self._kept
 
     def __repr__(self) -> str:
         where = "on the host" if self.is_swapped else f"blocks {self.block_table}"
@@ -64,7 +65,7 @@ class PagedSequence:
     @property
     def is_swapped(self) -> bool:
         """Whether its blocks are in host memory."""
-        return self._host is not None
+        return self._kept is not None
 
     def append_tokens(self, count: int) -> None:
         """Reserve room for ``count`` tokens more than it has, ahead of writing them.
@@ -210,11 +211,13 @@ class PagedKVCache:
         self._layout = KvLayout(num_layers, num_kv_heads, head_dim, block_size, dtype)
         self._pages = self._layout.allocate(num_blocks, self.device)
         self._kv = self._layout.view(self._pages)
-        self._host_pages: torch.Tensor | None = None
+        self._swap_space = SwapSpace(num_host_blocks, self._layout.page_bytes, self.device)
         self._memory = MemoryManager(
-            SchedulerConfig(num_blocks=num_blocks, block_size=block_size, prefix_caching=False)
+            SchedulerConfig(
+                num_blocks=num_blocks, block_size=block_size, prefix_caching=False, num_host_blocks=num_host_blocks
+            )
         )
-        self._host = HostPool(num_host_blocks)
+        self._swaps = self._memory.swaps
         self._sequences: dict[str, PagedSequence] = {}
         self._count = 0
 
@@ -244,8 +247,8 @@ class PagedKVCache:
             num_used=snapshot.num_used,
             num_shared=snapshot.num_shared,
             num_free=snapshot.num_free,
-            num_host_blocks=self._host.num_blocks,
-            num_host_used=self._host.num_blocks - self._host.num_free,
+            num_host_blocks=self._swaps.host.num_blocks,
+            num_host_used=self._swaps.host.num_blocks - self._swaps.host.num_free,
             num_tokens=snapshot.filled_slots,
             utilisation=snapshot.utilisation,
             bytes_total=len(snapshot.owner) * self._layout.page_bytes,
@@ -356,42 +359,32 @@ class PagedKVCache:
 
     def _swap_out(self, seq: PagedSequence) -> None:
         self._check(seq)
-        inner, length = seq._inner, len(seq)
-        device = inner.tables[0].blocks[: -(-length // self.block_size)]
-        host = self._host.allocate(len(device))
-        if self._host_pages is None:
-            size = (self._host.num_blocks, self._layout.page_bytes)
-            self._host_pages = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        self._host_pages[host] = self._pages[device].to("cpu")
-        self._memory.free(inner)
-        inner.num_computed = inner.num_scheduled = length  # what it has, wherever it is
-        seq._host = host
+        length = len(seq)
+        self._memory.swap_out(seq._inner, length)
+        self._swap_space.swap_out(self._pages, tuple(self._swaps.moves_out))
+        self._swaps.end_step()
+        seq._kept = length
         seq._generation += 1
 
     def _swap_in(self, seq: PagedSequence) -> None:
         self._check_owner(seq)
-        if seq._host is None or self._host_pages is None:
+        if not seq.is_swapped:
             raise RequestError(f"{seq.name} is not swapped out")
-        inner, length, host = seq._inner, len(seq), seq._host
-        inner.num_computed = inner.num_scheduled = 0  # it holds nothing yet
-        try:
-            self._reserve({seq: length})
-            self._pages[inner.tables[0].blocks] = self._host_pages[host].to(self.device)
-        finally:
-            inner.num_computed = inner.num_scheduled = length
-        self._host.release(host)
-        seq._host = None
+        if seq._inner.swapped is not None:  # it had tokens
+            self._memory.swap_in(seq._inner)
+            moves = tuple((host, block) for block, host in self._swaps.moves_in.items())
+            self._swap_space.swap_in(self._pages, moves)
+            self._swaps.end_step()
+        seq._kept = None
         seq._generation += 1
 
     def _free(self, seq: PagedSequence) -> None:
         self._check_owner(seq)
         if seq._batch is not None:
             raise RequestError(f"{seq.name}: a batch of it is half written: write every layer, or roll the batch back")
-        if seq._host is not None:
-            self._host.release(seq._host)
-            seq._host = None
-        else:
-            self._memory.free(seq._inner)
+        self._swaps.discard(seq._inner)
+        self._swaps.end_step()
+        self._memory.free(seq._inner)
         del self._sequences[seq.name]
         seq._generation += 1
 

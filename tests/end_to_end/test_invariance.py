@@ -138,6 +138,48 @@ def test_preempted_without_a_cache_to_come_back_to(
         assert bits(outputs[2]) == alone
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("caching", [True, False])
+def test_swapped(
+    engine_of: Callable[..., LLMEngine], tight: dict[str, int], alone: Bits, depth: int, caching: bool
+) -> None:
+    with engine_of(**tight, depth=depth, prefix_caching=caching, swap_space=0.01, preemption="swap") as engine:
+        outputs = engine.generate([OTHERS[3], OTHERS[7], PROMPT], DRAWN)
+        assert outputs[2].metrics.num_preemptions > 0
+        assert outputs[2].metrics.num_swapped_out > 0
+        assert caching or outputs[2].metrics.num_swapped_in == outputs[2].metrics.num_swapped_out
+        assert bits(outputs[2]) == alone
+        stats = engine.stats()
+        assert stats.num_swapped_out == sum(output.metrics.num_swapped_out for output in outputs)
+        assert stats.num_swapped_in == sum(output.metrics.num_swapped_in for output in outputs)
+
+
+def test_a_quarter_of_the_running_swapped_out_and_in(engine_of: Callable[..., LLMEngine]) -> None:
+    """Eight run; two of them are put out by urgent work, and come back: no token and no log-probability changes a
+    bit, nor does any of the six others'."""
+    prompts = [*OTHERS[:7], PROMPT]
+    with engine_of() as engine:
+        undisturbed = [bits(output) for output in engine.generate(prompts, DRAWN)]
+        groups = len(engine.facts.groups)
+    blocks = groups * sum(-(-(len(prompt) + NEW) // 4) for prompt in prompts)
+    small = {"num_blocks": blocks, "policy": "priority", "prefix_caching": False, "max_model_len": 190}
+    with engine_of(**small, swap_space=0.01, preemption="swap") as engine:
+        names = [engine.add_request(prompt, DRAWN) for prompt in prompts]
+        outputs: dict[str, RequestOutput] = {}
+        while engine.stats().num_generated_tokens < 8 * NEW // 2:
+            engine.step()
+        snapshot = engine.memory_snapshot()
+        free = snapshot.num_free + snapshot.num_cached
+        urgent = engine.add_request(prompt_of(min(4 * (free // groups + 12), 140), 5), DRAWN, priority=-1)
+        while engine.has_unfinished():
+            outputs |= {output.request_id: output for output in engine.step() if output.finished}
+        swapped = [name for name in names if outputs[name].metrics.num_swapped_in]
+        assert len(swapped) >= 2
+        assert all(outputs[name].metrics.num_swapped_in == outputs[name].metrics.num_swapped_out for name in names)
+        assert outputs[urgent].metrics.num_preemptions == 0
+        assert [bits(outputs[name]) for name in names] == undisturbed
+
+
 def test_forked(engine: LLMEngine, alone: Bits) -> None:
     """The first of several siblings is the request alone; each sibling has its own noise."""
     engine.reset_prefix_cache()

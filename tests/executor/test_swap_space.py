@@ -38,6 +38,7 @@ def test_measuring_leaves_the_cache_as_it_was() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_a_gpu_the_pages_are_pinned() -> None:
     cache = torch.randint(0, 256, (10, 32), dtype=torch.uint8, device="cuda")
     before, space = cache.clone(), SwapSpace(4, 32, "cuda")

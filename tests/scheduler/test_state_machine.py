@@ -37,6 +37,12 @@ CONFIGS = st.builds(
     prefix_caching=st.booleans(),
     eviction=st.sampled_from(EVICTIONS),
     depth=st.sampled_from([0, 1]),
+    num_host_blocks=st.sampled_from([0, 4, 64]),
+    preemption=st.sampled_from(["swap", "auto", "recompute"]),
+    page_bytes=st.just(1),
+    link_bandwidth=st.just(2.0),
+    flops_per_token=st.just(1.0),
+    compute_speed=st.sampled_from([0.6, 1.0]),
 )
 
 NEW_TOKENS = st.sampled_from([1, 2, 5, 9, 17, 30])
