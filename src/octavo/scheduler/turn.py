@@ -119,7 +119,7 @@ class Turn:
         if seq.num_scheduled + count > seq.capacity and not self.grow(seq, seq.num_scheduled + count):
             return 0
         self.memory.lead(seq)
-        self._prefill_room = room - count
+        self._prefill_room = self.prefill_room - count
         self.promised += self.memory.blocks_for(end) - self.memory.blocks_for(seq.num_scheduled + count)
         return count
 
