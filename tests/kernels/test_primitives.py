@@ -108,6 +108,7 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
     add("copy_bytes", At(10), At(12), 1001)
     add("copy_bytes", At(12), At(10), 1001)
     add("prefetch", At(10), 1001)
+    add("wait_for", At(4), -(2**62))
     add("exponential", -3.7)
     for count in (0, 1, 15, 16, 17, 100):
         add("sum_squares", At(3), count)

@@ -316,3 +316,27 @@ def test_the_same_decoder_serves_batches_of_every_size(checkpoint: Callable[...,
     decoder.reserve(8, 100)
     for count in (3, 90, 1, 40, 90):
         assert_same(PagedRunner(decoder).run({0: tokens(LONG)[:count]}), expected(folder, LONG)[:count])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_recorded_programs_give_what_single_calls_give(
+    checkpoint: Callable[..., Path], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.model.linear._seconds", lambda linear, x: 1.0)  # the backend's own kind is taken
+    monkeypatch.setattr(kernels.load("cpu").PanelLinear, "available", staticmethod(lambda: True))
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    folder = checkpoint(family, dtype="bfloat16", intermediate_size=96, **shape)
+    recorded, plain = load(folder, "cpu", "bfloat16"), load(folder, "cpu", "bfloat16")
+    assert recorded._recordable
+    plain._recordable = False
+    results = []
+    for decoder in (recorded, plain):
+        runner = PagedRunner(decoder)
+        mine = [runner.run({"a": tokens(30), "b": tokens(7, 1)}).clone()]
+        mine += [runner.run({"a": [5], "b": [6], "c": tokens(3)}, rows=[0, 4]).clone() for _ in range(2)]
+        mine += [runner.run({"b": [7], "d": tokens(40)}, rows=[]), runner.run({"d": tokens(200)}, rows=[199]).clone()]
+        mine += [runner.run({"d": [1], "a": [2]}).clone()]  # what was asked for nothing has left its keys all the same
+        results.append(mine)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    assert any(views.programs for views in recorded._views.values())
+    assert not any(views.programs for views in plain._views.values())

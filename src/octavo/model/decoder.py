@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -12,6 +13,9 @@ from octavo.kernels import AttentionMetadata
 from octavo.model.config import ModelConfig
 from octavo.model.linear import GatedLinear, Linear
 from octavo.model.rope import cos_sin_table
+
+_RECORDED_ROWS = 128
+"""Batches of at most so many rows run from recorded programs: with more, launches cost little beside what they do."""
 
 
 @dataclass(slots=True)
@@ -43,6 +47,9 @@ class _Buffers:
     normed: torch.Tensor  # [T, hidden]
     attended: torch.Tensor  # [T, heads * head_dim]
     activated: torch.Tensor  # [T, intermediate]
+    qkv: torch.Tensor  # [T, (heads + 2 kv_heads) * head_dim]
+    mixed: torch.Tensor  # [T, hidden]
+    programs: list[Any] | None = None  # recorded: what comes before the first attention, then what follows each
 
 
 class Decoder:
@@ -85,6 +92,12 @@ class Decoder:
         self._next_norms = [layer.input_norm for layer in layers[1:]] + [final_norm]
         self._head = head
         self._kernels = kernels
+        own = getattr(kernels, "PanelLinear", None)
+        self._recordable = own is not None and all(
+            isinstance(linear, own)
+            for layer in layers
+            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+        )
         self._scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
         self._capacity = 0
@@ -113,6 +126,8 @@ class Decoder:
                 normed=self._empty(self._capacity, config.hidden_size),
                 attended=self._empty(self._capacity, config.q_size),
                 activated=self._empty(self._capacity, config.intermediate_size),
+                qkv=self._empty(self._capacity, config.q_size + 2 * config.kv_size),
+                mixed=self._empty(self._capacity, config.hidden_size),
             )
 
     @torch.inference_mode()
@@ -163,23 +178,22 @@ class Decoder:
         config, kernels, eps = self.config, self._kernels, self.config.norm_eps
         self.reserve(token_ids.shape[0], meta[0].max_context)
         buffers = self._buffers(token_ids.shape[0])
-        residual, normed, attended, activated = (
-            buffers.residual,
-            buffers.normed,
-            buffers.attended,
-            buffers.activated,
-        )
+        residual, normed, attended, qkv = buffers.residual, buffers.normed, buffers.attended, buffers.qkv
+        programs = buffers.programs
         cos_sin, scale, heads, kv_heads = self._cos_sin, self._scale, config.num_heads, config.num_kv_heads
-        fused_attention, add_rms_norm = kernels.fused_attention, kernels.add_rms_norm
-        rms_norm, softcap = kernels.rms_norm, config.attention_softcap
+        fused_attention, softcap = kernels.fused_attention, config.attention_softcap
         last = len(self._layers) - 1
 
         torch.index_select(self._embedding, 0, token_ids, out=residual)
         if self._embedding_scale != 1.0:
             residual.mul_(self._embedding_scale)
-        rms_norm(residual, self._layers[0].input_norm, eps, normed)
+        if programs:
+            programs[0].run()
+        else:
+            kernels.rms_norm(residual, self._layers[0].input_norm, eps, normed)
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(normed)
+            if not programs:
+                qkv = layer.qkv(normed)
             fused_attention(
                 qkv,
                 layer.q_norm,
@@ -197,21 +211,47 @@ class Decoder:
                 softcap,
                 batch_invariant=self.batch_invariant,
             )
-            if index == last and rows is not None:
+            if programs:
+                programs[index + 1].run()
+            elif index == last and rows is not None:
                 if rows.shape[0] == 0:
                     return normed[:0]
-                attended, residual = attended.index_select(0, rows), residual.index_select(0, rows)
-                normed, activated = normed[: rows.shape[0]], activated[: rows.shape[0]]
-            mixed = layer.output(attended)
-            if layer.post_attention_norm is not None:
-                rms_norm(mixed, layer.post_attention_norm, eps, mixed)
-            add_rms_norm(mixed, residual, layer.mlp_norm, eps, normed)
-            layer.gate_up(normed, activated)
-            fed = layer.down(activated)
-            if layer.post_mlp_norm is not None:
-                rms_norm(fed, layer.post_mlp_norm, eps, fed)
-            add_rms_norm(fed, residual, self._next_norms[index], eps, normed)
-        return normed
+                wanted = self._buffers_of(self._storage, rows.shape[0])
+                wanted.attended, wanted.residual = attended.index_select(0, rows), residual.index_select(0, rows)
+                self._feed(index, wanted)
+                return wanted.normed
+            else:
+                self._feed(index, buffers)
+        return normed if rows is None else normed.index_select(0, rows)
+
+    def _feed(self, index: int, buffers: _Buffers, out: torch.Tensor | None = None) -> None:
+        """What follows a layer's attention, up to the next norm."""
+        layer, eps, kernels = self._layers[index], self.config.norm_eps, self._kernels
+        mixed = layer.output(buffers.attended, out)
+        if layer.post_attention_norm is not None:
+            kernels.rms_norm(mixed, layer.post_attention_norm, eps, mixed)
+        kernels.add_rms_norm(mixed, buffers.residual, layer.mlp_norm, eps, buffers.normed)
+        layer.gate_up(buffers.normed, buffers.activated)
+        fed = layer.down(buffers.activated, out)
+        if layer.post_mlp_norm is not None:
+            kernels.rms_norm(fed, layer.post_mlp_norm, eps, fed)
+        kernels.add_rms_norm(fed, buffers.residual, self._next_norms[index], eps, buffers.normed)
+
+    def _record(self, buffers: _Buffers) -> list[Any]:
+        """What lies between attentions, to be done by one launch each: before the first one, then after each."""
+        kernels, first = self._kernels, self._layers[0]
+        programs = []
+        with kernels.recording() as program:
+            kernels.rms_norm(buffers.residual, first.input_norm, self.config.norm_eps, buffers.normed)
+            first.qkv(buffers.normed, buffers.qkv)
+        programs.append(program)
+        for index in range(len(self._layers)):
+            with kernels.recording() as program:
+                self._feed(index, buffers, buffers.mixed)
+                if index + 1 < len(self._layers):
+                    self._layers[index + 1].qkv(buffers.normed, buffers.qkv)
+            programs.append(program)
+        return programs
 
     def _to_float(self, logits: torch.Tensor) -> torch.Tensor:
         if logits.dtype == torch.float32:
@@ -225,14 +265,21 @@ class Decoder:
         if views is None:
             if len(self._views) >= 64:
                 self._views.clear()
-            storage = self._storage
-            views = self._views[num_tokens] = _Buffers(
-                residual=storage.residual[:num_tokens],
-                normed=storage.normed[:num_tokens],
-                attended=storage.attended[:num_tokens],
-                activated=storage.activated[:num_tokens],
-            )
+            views = self._views[num_tokens] = self._buffers_of(self._storage, num_tokens)
+            if self._recordable and num_tokens <= _RECORDED_ROWS:
+                views.programs = self._record(views)
         return views
+
+    @staticmethod
+    def _buffers_of(storage: _Buffers, num_tokens: int) -> _Buffers:
+        return _Buffers(
+            residual=storage.residual[:num_tokens],
+            normed=storage.normed[:num_tokens],
+            attended=storage.attended[:num_tokens],
+            activated=storage.activated[:num_tokens],
+            qkv=storage.qkv[:num_tokens],
+            mixed=storage.mixed[:num_tokens],
+        )
 
     def _empty(self, rows: int, width: int) -> torch.Tensor:
         with torch.inference_mode(False):

@@ -22,14 +22,14 @@ from octavo.errors import EngineError
 
 
 class Linear(Protocol):
-    """``x [M, K] -> x W^T + bias [M, N]``, contiguous, in x's dtype. The result is fresh: a caller may write to it."""
+    """``x [M, K] -> x W^T + bias [M, N]``, contiguous, in x's dtype."""
 
     @property
     def kind(self) -> str:
         """How it is done, for a person."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product."""
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The product, in ``out`` or in fresh memory: a caller may write to it."""
 
 
 class GatedLinear(Protocol):
@@ -50,6 +50,10 @@ _MARGIN = 0.9  # of the other's time: a kind must be so much faster to be prefer
 _LARGEST_OUTPUT = 2**22  # elements; measuring lm_head at 256 rows would take a second for what is never run
 
 
+def _into(out: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
+    return result if out is None else out.copy_(result)
+
+
 class PlainLinear:
     """PyTorch's own product, on the weight as it is."""
 
@@ -60,9 +64,9 @@ class PlainLinear:
         self.weight = weight
         self.bias = bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product."""
-        return F.linear(x, self.weight, self.bias)
+        return _into(out, F.linear(x, self.weight, self.bias))
 
 
 class PackedLinear:
@@ -81,10 +85,9 @@ class PackedLinear:
         self.bias = bias
         self.run = torch.ops.mkldnn._linear_pointwise.default
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product."""
-        result: torch.Tensor = self.run(x, self.packed, self.bias, "none", (), "")
-        return result
+        return _into(out, self.run(x, self.packed, self.bias, "none", (), ""))
 
 
 class TiledLinear:
@@ -107,7 +110,7 @@ class TiledLinear:
         """As in the notes."""
         return f"{self.inner.kind}, {TILE} rows at a time"
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product."""
         rows, stride = x.shape[0], TILE * x.shape[1] * x.itemsize
         aligned = x.data_ptr() % _CACHE_LINE == 0 and stride % _CACHE_LINE == 0
@@ -119,7 +122,7 @@ class TiledLinear:
                 self.padded[:count] = tile
                 tile = self.padded
             parts.append(self.inner(tile)[:count])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _into(out, parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
 class ThenGate:

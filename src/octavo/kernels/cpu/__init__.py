@@ -6,17 +6,20 @@ from octavo.kernels.cpu.attention import fused_attention, paged_attention, write
 from octavo.kernels.cpu.jit import warm_up
 from octavo.kernels.cpu.launch import set_num_threads
 from octavo.kernels.cpu.linear import PanelLinear
+from octavo.kernels.cpu.program import Program, recording
 from octavo.kernels.cpu.rows import add_rms_norm, copy_blocks, gelu_and_mul, rms_norm, rotary_embedding, silu_and_mul
 from octavo.kernels.cpu.sampling import log_softmax_gather, sample, top_logprobs
 
 __all__ = [
     "PanelLinear",
+    "Program",
     "add_rms_norm",
     "copy_blocks",
     "fused_attention",
     "gelu_and_mul",
     "log_softmax_gather",
     "paged_attention",
+    "recording",
     "rms_norm",
     "rotary_embedding",
     "sample",

@@ -38,7 +38,7 @@ TASK, WORKER, NUM_TASKS, SCRATCH, SCRATCH_STRIDE, FIRST_ARGUMENT = range(0, 48, 
 """Byte offsets of the header's words; a kernel's own arguments start at ``FIRST_ARGUMENT``."""
 
 HEADER = "5q"
-_MAX_WORDS = 96
+MAX_WORDS = 96
 _ALIGNMENT = 64
 
 
@@ -46,9 +46,11 @@ class Arguments:
     """A host thread's argument words and scratch memory."""
 
     def __init__(self) -> None:
-        self.words = (ctypes.c_int64 * _MAX_WORDS)()
+        self.words = (ctypes.c_int64 * MAX_WORDS)()
         self.bytes = memoryview(self.words).cast("B")
         self.address = ctypes.addressof(self.words)
+        self.recorded: list[tuple[Kernel, bytes]] | None = None
+        """Where calls are collected instead of being run (see ``program.py``)."""
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._start = 0
         self._size = 0
@@ -106,7 +108,9 @@ def _on_python_threads(call: Callable[[int], Any], address: int, num_threads: in
 
 def run(kernel: Kernel, num_threads: int, arguments: Arguments) -> None:
     """Run ``kernel`` with ``num_threads`` threads; returns when all tasks are done."""
-    if num_threads <= 1 or DISABLED:
+    if arguments.recorded is not None:
+        arguments.recorded.append((kernel, arguments.bytes.tobytes()))
+    elif num_threads <= 1 or DISABLED:
         kernel.call(arguments.address)
     elif GOMP_PARALLEL is not None:
         GOMP_PARALLEL(kernel.address, arguments.address, num_threads, 0)
@@ -117,8 +121,8 @@ def run(kernel: Kernel, num_threads: int, arguments: Arguments) -> None:
 def packer(fields: str) -> Callable[..., None]:
     """A function that writes the header and a kernel's arguments: ``q`` is an integer or address, ``d`` a float."""
     layout = struct.Struct(HEADER + fields)
-    if layout.size > _MAX_WORDS * 8:
-        raise ValueError(f"{layout.size // 8} argument words; at most {_MAX_WORDS}")
+    if layout.size > MAX_WORDS * 8:
+        raise ValueError(f"{layout.size // 8} argument words; at most {MAX_WORDS}")
     return functools.partial(layout.pack_into)
 
 

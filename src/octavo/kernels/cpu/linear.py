@@ -11,7 +11,7 @@ import torch
 
 from octavo.kernels.cpu import checks
 from octavo.kernels.cpu.emitter import BF16
-from octavo.kernels.cpu.jit import has_matrix_unit, kernel
+from octavo.kernels.cpu.jit import device, has_matrix_unit, kernel
 from octavo.kernels.cpu.launch import (
     ARGUMENTS,
     FIRST_ARGUMENT,
@@ -49,17 +49,16 @@ ACTIVATIONS = {"silu_and_mul": SILU, "gelu_and_mul": GELU}
 _pack = packer("15q")
 
 
-@kernel
-def multiply(p: int) -> None:
-    """Tasks are (chunk of rows, run of panels)."""
-    sums = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
+@device
+def multiply_tasks(p: int, counter: int, sums: int) -> int:
+    """Take tasks, each a chunk of rows and a run of panels, until none is left; returns how many."""
     x, x_stride, out, out_stride = load_i64(p + X), load_i64(p + X_STRIDE), load_i64(p + OUT), load_i64(p + OUT_STRIDE)
     tasks, runs, length, panels = load_i64(p + NUM_TASKS), load_i64(p + RUNS), load_i64(p + RUN), load_i64(p + PANELS)
     steps, block, count, chunk_rows = load_i64(p + STEPS), load_i64(p + BLOCK), load_i64(p + COUNT), load_i64(p + CHUNK)
     kind, bias, out_panel = load_i64(p + KIND), load_i64(p + BIAS), load_i64(p + OUT_PANEL)
-    configured = 0
+    configured = done = 0
     while True:
-        task = fetch_add(p + TASK, 1)
+        task = fetch_add(counter, 1)
         if task >= tasks:
             break
         chunk = task // runs
@@ -85,8 +84,17 @@ def multiply(p: int) -> None:
                 write_panel(kind, sums + (panel - first) * SUMS_BYTES, rows, added, target, out_stride)
             start += rows
             ahead = 0
+        done += 1
     if configured != 0:
         configure(0)
+    return done
+
+
+@kernel
+def multiply(p: int) -> None:
+    """One product."""
+    worker = fetch_add(p + WORKER, 1)
+    multiply_tasks(p, p + TASK, load_i64(p + SCRATCH) + worker * load_i64(p + SCRATCH_STRIDE))
 
 
 class PanelLinear:

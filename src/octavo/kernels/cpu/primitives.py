@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +165,10 @@ def _fetch_add(address: int, value: int) -> int:
     return before
 
 
+def _wait_for(address: int, value: int) -> None:
+    """Nothing to wait for: without a compiler there is one thread."""
+
+
 def _as_f32(value: float) -> np.float32:
     return np.float32(value)
 
@@ -214,6 +219,32 @@ def store_f32(e: Emitter, address: Value, value: Value) -> None:
 def fetch_add(e: Emitter, address: Value, value: Value) -> Value:
     """Add to a 64-bit counter that threads share, and return what it held; orders memory on both sides."""
     return e.b.atomic_rmw("add", e.b.inttoptr(address, I64.as_pointer()), value, "acq_rel")
+
+
+_SPINS = 4000
+"""Looks at a counter, of some 10 to 40 nanoseconds each, before the core is offered to others."""
+
+
+@primitive("vii", _wait_for)
+def wait_for(e: Emitter, address: Value, value: Value) -> None:
+    """Wait until other threads have brought the 64-bit counter at ``address`` up to ``value``; what they wrote before
+    is seen after."""
+    b = e.b
+    pointer = b.inttoptr(address, I64.as_pointer())
+    head, body, end = (b.append_basic_block(name) for name in ("wait.head", "wait.body", "wait.end"))
+    spins = e.variable(e.const(0))
+    b.branch(head)
+    b.position_at_end(head)
+    b.cbranch(b.icmp_signed("<", b.load_atomic(pointer, "acquire", 8), value), body, end)
+    b.position_at_end(body)
+    if platform.machine() in ("x86_64", "AMD64"):
+        e.intrinsic("llvm.x86.sse2.pause", ir.VoidType())
+    spins.set(b.add(spins.get(), e.const(1)))
+    if platform.system() in ("Linux", "Darwin"):
+        with e.when(b.icmp_signed(">", spins.get(), e.const(_SPINS))):
+            e.intrinsic("sched_yield", I32)
+    b.branch(head)
+    b.position_at_end(end)
 
 
 @primitive("fd", _as_f32)

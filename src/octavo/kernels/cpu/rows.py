@@ -8,7 +8,7 @@ import torch
 
 from octavo.kernels.cpu import checks
 from octavo.kernels.cpu.emitter import ITEM_SIZE
-from octavo.kernels.cpu.jit import kernel
+from octavo.kernels.cpu.jit import device, kernel
 from octavo.kernels.cpu.launch import (
     ARGUMENTS,
     FIRST_ARGUMENT,
@@ -50,17 +50,18 @@ ROWS_PER_TASK = 4
 _pack_norm = packer("11q2d")
 
 
-@kernel
-def norm_rows(p: int) -> None:
-    """Tasks are runs of rows: add to the residual where there is one, and norm."""
-    memory = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
+@device
+def norm_tasks(p: int, counter: int, memory: int) -> int:
+    """Take tasks until none is left; returns how many. They are runs of rows: add to the residual where there is one,
+    and norm."""
     width, dtype, rows = load_i64(p + WIDTH), load_i64(p + DTYPE), load_i64(p + ROWS)
     eps, offset = load_f64(p + EPS), load_f64(p + OFFSET)
     weight = memory + 4 * width
     widen(load_i64(p + WEIGHT_DTYPE), load_i64(p + WEIGHT), weight, width)
     tasks, residual = load_i64(p + NUM_TASKS), load_i64(p + RESIDUAL)
+    done = 0
     while True:
-        task = fetch_add(p + TASK, 1)
+        task = fetch_add(counter, 1)
         if task >= tasks:
             break
         for row in range(task * ROWS_PER_TASK, min(rows, (task + 1) * ROWS_PER_TASK)):
@@ -72,6 +73,15 @@ def norm_rows(p: int) -> None:
             factor = 1.0 / math.sqrt(sum_squares(memory, width) / width + eps)
             scale_weighted(memory, weight, factor, offset, width)
             narrow(dtype, memory, load_i64(p + OUT) + row * load_i64(p + OUT_STRIDE), width)
+        done += 1
+    return done
+
+
+@kernel
+def norm_rows(p: int) -> None:
+    """One norm."""
+    worker = fetch_add(p + WORKER, 1)
+    norm_tasks(p, p + TASK, load_i64(p + SCRATCH) + worker * load_i64(p + SCRATCH_STRIDE))
 
 
 def _norm(

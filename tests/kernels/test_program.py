@@ -1,0 +1,109 @@
+"""Recorded calls do what the calls do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from kernel_case import INTERPRETED
+
+from octavo.kernels.cpu import PanelLinear, add_rms_norm, program, recording, rms_norm, silu_and_mul
+
+ROWS = 3 if INTERPRETED else 37
+HIDDEN, INNER = 64, 96
+
+
+class Chain:
+    """A decoder layer's feed-forward part, in memory of its own."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).bfloat16()
+
+        self.x, self.residual, self.weight = random(ROWS, HIDDEN), random(ROWS, HIDDEN), random(HIDDEN)
+        self.normed, self.mixed = torch.zeros(ROWS, HIDDEN).bfloat16(), torch.zeros(ROWS, HIDDEN).bfloat16()
+        self.activated = torch.zeros(ROWS, INNER).bfloat16()
+        self.gate_up = PanelLinear(random(2 * INNER, HIDDEN), random(2 * INNER), "silu_and_mul")
+        self.down = PanelLinear(random(HIDDEN, INNER))
+
+    def calls(self) -> None:
+        rms_norm(self.x, self.weight, 1e-5, self.normed)
+        self.gate_up(self.normed, self.activated)
+        self.down(self.activated, self.mixed)
+        add_rms_norm(self.mixed, self.residual, self.weight, 1e-5, self.normed)
+
+    def outcome(self) -> list[torch.Tensor]:
+        return [self.normed.clone(), self.mixed.clone(), self.activated.clone(), self.residual.clone()]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_program_does_what_its_calls_do(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, recorded = Chain(1), Chain(1)
+    monkeypatch.setattr(program, "num_threads", lambda: threads)
+    with recording() as made:
+        recorded.calls()
+    assert not recorded.normed.any()  # nothing is computed yet
+    for turn in range(2 if INTERPRETED else 50):
+        x = torch.randn(ROWS, HIDDEN, generator=torch.Generator().manual_seed(turn)).bfloat16()
+        plain.x.copy_(x)
+        recorded.x.copy_(x)
+        plain.calls()
+        made.run()
+        for ours, theirs in zip(recorded.outcome(), plain.outcome(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="one thread only")
+def test_programs_of_several_host_threads_at_once() -> None:
+    outcomes: dict[int, list[torch.Tensor]] = {}
+
+    def work(seed: int) -> None:
+        chain = Chain(seed)
+        with recording() as made:
+            chain.calls()
+        for _ in range(20):
+            made.run()
+        outcomes[seed] = chain.outcome()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, outcome in outcomes.items():
+        chain = Chain(seed)
+        for _ in range(20):
+            chain.calls()
+        assert all(torch.equal(a, b) for a, b in zip(outcome, chain.outcome(), strict=True))
+    assert len(outcomes) == 3
+
+
+def test_an_empty_program_does_nothing() -> None:
+    with recording() as made:
+        pass
+    made.run()
+
+
+def test_what_cannot_be_recorded_is_refused_and_recording_ends() -> None:
+    chain = Chain(2)
+
+    def attempt(call: Callable[[], object]) -> None:
+        with recording():
+            call()
+
+    with pytest.raises(ValueError, match="not gate_rows"):
+        attempt(lambda: silu_and_mul(torch.ones(2, 8), torch.ones(2, 4)))
+    with pytest.raises(ValueError, match="under way"), recording(), recording():
+        pass
+
+    def fails() -> None:
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="middle"):
+        attempt(fails)
+    chain.calls()  # computed at once again
+    assert chain.normed.any()
