@@ -107,7 +107,6 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
     add("finalize", -123456789)
     add("copy_bytes", At(10), At(12), 1001)
     add("copy_bytes", At(12), At(10), 1001)
-    add("prefetch", At(10), 1001)
     add("wait_for", At(4), -(2**62))
     add("exponential", -3.7)
     for count in (0, 1, 15, 16, 17, 100):
@@ -139,8 +138,8 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
     for dtype in (F32, BF16, F16):
         for group in (1, 2, 3, 4):
             for keys, dim in ((1, 16), (7, 80), (16, 64)):
-                add("dots", dtype, At(0), 4 * 128, group, At(1000), keys, dim, At(8000), 4 * 32)
-                add("weighted_sum", dtype, At(0), 4 * 128, group, At(1000), keys, dim, At(8000), 4 * 128)
+                add("dots", dtype, At(0), 4 * 128, group, At(1000), keys, dim, At(8000), 4 * 32, At(1000))
+                add("weighted_sum", dtype, At(0), 4 * 128, group, At(1000), keys, dim, At(8000), 4 * 128, At(1000))
     for vectors in (1, 2, 3, 4):
         for alpha in (0, At(30000)):
             add("product", At(0), 50, 1, 16, 37, At(2000), At(9000), 64, vectors, alpha)

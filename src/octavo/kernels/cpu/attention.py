@@ -45,7 +45,6 @@ from octavo.kernels.cpu.primitives import (
     load_i32,
     load_i64,
     narrow,
-    prefetch,
     rotate,
     scale,
     scale_weighted,
@@ -72,6 +71,8 @@ from octavo.kernels.cpu.tiles import (
 )
 from octavo.kernels.metadata import AttentionMetadata
 
+LEAD = 3
+"""Blocks between the one that is worked on and the one that is asked for."""
 PARTITION = 128
 """Keys of one part of a decode."""
 LANES = 64
@@ -198,37 +199,40 @@ def attend_part(p: int, seq: int, head: int, low: int, high: int, q: int, scores
     softcap = load_f64(p + SOFTCAP)
     values = load_i64(p + VALUE_OFFSET)
     context = load_i32(load_i64(p + CONTEXT) + 4 * seq)
-    block, offset = low // block_size, low % block_size
-    j = low
-    here = base + load_i32(table + 4 * block) * page
+    # while a block is worked on, one further on is asked for: first keys, then values, then keys of the next part
+    block, offset, last = low // block_size, low % block_size, (high - 1) // block_size
+    first, j = block, low
     while j < high:
         count = min(block_size - offset, high - j)
-        k = here + offset * line
-        # its values, and the keys of the block that follows, are wanted soon
-        prefetch(k + values, count * line)
-        block += 1
-        if j + count < context:
-            here = base + load_i32(table + 4 * block) * page
-            prefetch(here, min(block_size, context - j - count) * line)
+        k = base + load_i32(table + 4 * block) * page + offset * line
+        later = block + LEAD
+        if later <= last:
+            ahead = base + load_i32(table + 4 * later) * page
+        else:
+            ahead = base + load_i32(table + 4 * min(last, first + later - last - 1)) * page + values
         for g in range(0, group, MAX_GROUP):
             some = min(MAX_GROUP, group - g)
             place = scores + 4 * (g * PARTITION + j - low)
-            dots(kv_dtype, q + 4 * g * dim, 4 * dim, some, k, count, dim, place, 4 * PARTITION)
+            dots(kv_dtype, q + 4 * g * dim, 4 * dim, some, k, count, dim, place, 4 * PARTITION, ahead)
         j += count
         offset = 0
+        block += 1
     for g in range(group):
         softmax(scores + 4 * g * PARTITION, high - low, softcap, state + 8 * g)
     fill(acc, 0.0, group * dim)
-    base += values
-    block, offset = low // block_size, low % block_size
+    block, offset = first, low % block_size
     j = low
     while j < high:
         count = min(block_size - offset, high - j)
-        v = base + load_i32(table + 4 * block) * page + offset * line
+        v = base + load_i32(table + 4 * block) * page + offset * line + values
+        later = block + LEAD
+        ahead = v
+        if later * block_size < context:
+            ahead = base + load_i32(table + 4 * later) * page + (values if later <= last else 0)
         for g in range(0, group, MAX_GROUP):
             some = min(MAX_GROUP, group - g)
             place = scores + 4 * (g * PARTITION + j - low)
-            weighted_sum(kv_dtype, place, 4 * PARTITION, some, v, count, dim, acc + 4 * g * dim, 4 * dim)
+            weighted_sum(kv_dtype, place, 4 * PARTITION, some, v, count, dim, acc + 4 * g * dim, 4 * dim, ahead)
         j += count
         offset = 0
         block += 1

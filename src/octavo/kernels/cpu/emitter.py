@@ -16,6 +16,9 @@ from llvmlite import ir
 WIDTH = 16
 """Floats of a vector."""
 
+CACHE_LINE = 64
+"""Bytes."""
+
 F32, BF16, F16 = range(3)
 """Codes of the dtypes that memory may hold."""
 
@@ -126,6 +129,14 @@ class Emitter:
     def at(self, base: Value, index: Value, size: int) -> Value:
         """The address of item ``index`` of items of ``size`` bytes at ``base``."""
         return self.b.add(base, self.b.mul(index, self.const(size)))
+
+    def prefetch(self, address: Value, size: int, near: int = 3) -> None:
+        """Ask for ``size`` bytes to be brought near: 3 is the nearest cache, 2 the one behind it."""
+        pointer = I8.as_pointer()
+        read, level, data = (ir.Constant(I32, value) for value in (0, near, 1))
+        for offset in range(0, size, CACHE_LINE):
+            place = self.b.inttoptr(self.b.add(address, self.const(offset)), pointer)
+            self.intrinsic("llvm.prefetch.p0", ir.VoidType(), place, read, level, data)
 
     def total(self, vector: Value) -> Value:
         """The sum of a vector's 16 floats, always in the same order: halves are added to each other."""

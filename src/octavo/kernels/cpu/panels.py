@@ -125,8 +125,8 @@ def _by_tiles(
                 e.intrinsic("llvm.x86.tilezero", void, number)
     with e.loop(e.const(0), steps, 1) as k:
         weights = e.at(panel, k, 2 * TILE_BYTES)
-        for line in range(0, 2 * TILE_BYTES if fetch else 0, LINE):
-            _prefetch(e, b.add(weights, e.const(_AHEAD + line)))
+        if fetch:
+            e.prefetch(b.add(weights, e.const(_AHEAD)), 2 * TILE_BYTES, near=2)
         for half, address in enumerate(inputs):
             load(_INPUTS[half], e.at(address, k, LINE), stride)
         for column in (0, 1):
@@ -136,11 +136,6 @@ def _by_tiles(
                 e.intrinsic("llvm.x86.tdpbf16ps", void, *map(tile, numbers))
     for number, place in places:
         e.intrinsic("llvm.x86.tilestored64", void, number, place, e.const(4 * PANEL))
-
-
-def _prefetch(e: Emitter, address: Value) -> None:
-    read, near, data = (ir.Constant(I32, value) for value in (0, 2, 1))
-    e.intrinsic("llvm.prefetch.p0", ir.VoidType(), e.b.inttoptr(address, I8.as_pointer()), read, near, data)
 
 
 def _by_vectors(

@@ -280,22 +280,6 @@ def copy_bytes(e: Emitter, source: Value, target: Value, count: Value) -> None:
     e.b.call(moved, [e.b.inttoptr(target, pointer), e.b.inttoptr(source, pointer), count])
 
 
-def _prefetch(address: int, count: int) -> None:
-    """Nothing to see: memory is the same afterwards."""
-
-
-@primitive("vii", _prefetch)
-def prefetch(e: Emitter, address: Value, count: Value) -> None:
-    """Ask for ``count`` bytes to be brought near."""
-    pointer = ir.IntType(8).as_pointer()
-    fetch = e.b.module.globals.get("llvm.prefetch.p0")
-    if fetch is None:
-        fetch = ir.Function(e.b.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0")
-    read, keep, data = (ir.Constant(I32, value) for value in (0, 3, 1))
-    with e.loop(e.const(0), count, 64) as i:
-        e.b.call(fetch, [e.b.inttoptr(e.b.add(address, i), pointer), read, keep, data])
-
-
 # ---------------------------------------------------------------- rows
 
 

@@ -51,14 +51,23 @@ def _capped(lanes: Lanes, score: Value, softcap: Value) -> Value:
 
 
 def _dots(
-    dtype: int, q: int, q_stride: int, group: int, k: int, keys: int, dim: int, scores: int, score_stride: int
+    dtype: int,
+    q: int,
+    q_stride: int,
+    group: int,
+    k: int,
+    keys: int,
+    dim: int,
+    scores: int,
+    score_stride: int,
+    ahead: int,
 ) -> None:
     rows = get(dtype, k, keys * dim).reshape(keys, dim)
     for g in range(group):
         floats(scores + g * score_stride, keys)[:] = rows @ floats(q + g * q_stride, dim)
 
 
-@primitive("viiiiiiiii", _dots)
+@primitive("viiiiiiiiii", _dots)
 def dots(
     e: Emitter,
     dtype: Value,
@@ -70,9 +79,11 @@ def dots(
     dim: Value,
     scores: Value,
     score_stride: Value,
+    ahead: Value,
 ) -> None:
     """Scores of ``keys`` keys of ``dtype``, one after the other at ``k``, with each of ``group`` queries of f32.
 
+    Meanwhile as many bytes are asked for at ``ahead``: spread among the products, for a burst would have them wait.
     ``dim`` is a multiple of 16; strides are in bytes. A score's arithmetic is the same whatever its place.
     """
     b, v = e.b, e.vector
@@ -81,6 +92,8 @@ def dots(
     def products(kind: int, heads: int, first: Value, count: int) -> list[list[Value]]:
         sums = [[e.variable(v.const(0.0)) for _ in range(count)] for _ in range(heads)]
         with e.loop(e.const(0), dim, WIDTH) as c:
+            place = e.at(ahead, b.add(b.mul(first, dim), b.mul(c, e.const(count))), ITEM_SIZE[kind])
+            e.prefetch(place, count * WIDTH * ITEM_SIZE[kind])
             lines = [
                 v.load(kind, e.at(k, b.mul(b.add(first, e.const(i)), dim), ITEM_SIZE[kind]), c) for i in range(count)
             ]
@@ -120,14 +133,14 @@ def dots(
 
 
 def _weighted_sum(
-    dtype: int, p: int, p_stride: int, group: int, v: int, keys: int, dim: int, target: int, stride: int
+    dtype: int, p: int, p_stride: int, group: int, v: int, keys: int, dim: int, target: int, stride: int, ahead: int
 ) -> None:
     rows = get(dtype, v, keys * dim).reshape(keys, dim)
     for g in range(group):
         floats(target + g * stride, dim)[:] += floats(p + g * p_stride, keys) @ rows
 
 
-@primitive("viiiiiiiii", _weighted_sum)
+@primitive("viiiiiiiiii", _weighted_sum)
 def weighted_sum(
     e: Emitter,
     dtype: Value,
@@ -139,10 +152,12 @@ def weighted_sum(
     dim: Value,
     target: Value,
     stride: Value,
+    ahead: Value,
 ) -> None:
     """Add to each of ``group`` rows of f32 the sum of ``keys`` values of ``dtype``, weighted by its row of ``p``.
 
-    ``dim`` is a multiple of 16; strides are in bytes. Keys are added one after the other.
+    ``dim`` is a multiple of 16; strides are in bytes. Keys are added one after the other. Meanwhile as many bytes are
+    asked for at ``ahead``.
     """
     b, v = e.b, e.vector
 
@@ -152,6 +167,7 @@ def weighted_sum(
         sums = [[e.variable(v.load(F32, row, place)) for place in places] for row in rows]
         with e.loop(e.const(0), keys, 1) as j:
             line = e.at(values, b.mul(j, dim), ITEM_SIZE[kind])
+            e.prefetch(e.at(ahead, b.add(b.mul(j, dim), first), ITEM_SIZE[kind]), vectors * WIDTH * ITEM_SIZE[kind])
             lines = [v.load(kind, line, place) for place in places]
             for g in range(heads):
                 weight = v.splat(e.scalar.load(F32, b.add(p, b.mul(e.const(g), p_stride)), j))
