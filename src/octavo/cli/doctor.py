@@ -59,6 +59,7 @@ def _tables(report: Any, config: EngineConfig) -> list[Table]:
         for tokens in sorted({256, 1024, 4096, memory.max_model_len})
         if tokens <= memory.max_model_len
     ]
+    groups = f"; so many tokens take {memory.num_groups}, one a layer group" if memory.num_groups > 1 else ""
     return [
         _table(
             "Machine",
@@ -88,7 +89,7 @@ def _tables(report: Any, config: EngineConfig) -> list[Table]:
             {
                 "weights": f"{_size(memory.weights_bytes)} at the most",
                 "KV memory": f"{_size(memory.kv_bytes)}: {memory.num_blocks:,} blocks of {memory.block_size} tokens, "
-                f"{_size(memory.page_bytes)} each",
+                f"{_size(memory.page_bytes)} each{groups}",
                 "swap space": f"{_size(memory.swap_bytes)}: {memory.num_host_blocks:,} blocks of preempted requests",
                 "tokens": f"{memory.tokens:,} fit at once",
                 "context": f"{memory.max_model_len:,} tokens served (the model's own: {model.context_length:,})",
