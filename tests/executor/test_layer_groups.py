@@ -32,6 +32,7 @@ def folder(checkpoint: Callable[..., Path]) -> Path:
 
 def build(folder: Path, kernels: str, batch_invariant: bool = True) -> TorchExecutor:
     settings: dict[str, Any] = {"dtype": "float32", "block_size": BLOCK, "num_blocks": 300, "max_num_seqs": SLOTS}
+    settings |= {"swap_space": 0.001}
     config = EngineConfig(**settings, kernels=kernels, batch_invariant=batch_invariant, num_threads=1)
     made = create_executor(config, folder)
     assert isinstance(made, TorchExecutor)
