@@ -110,16 +110,16 @@ def test_mixed_batches_give_transformers_tokens(folder: Path, kernels: str, batc
 
 def test_attention_is_planned_once_a_group_and_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once a layer: layers of several groups take turns."""
-    from octavo.kernels.cpu import attention
+    from octavo.kernels.cpu.attention import plan as plans
 
     planned: list[int | None] = []
 
-    def make_plan(batch: Any, cache: Any, num_heads: int, window: int | None, *rest: Any) -> attention.Plan:
+    def make_plan(batch: Any, cache: Any, num_heads: int, window: int | None, *rest: Any) -> plans.Plan:
         planned.append(window)
         return plan(batch, cache, num_heads, window, *rest)
 
-    plan = attention.make_plan
-    monkeypatch.setattr(attention, "make_plan", make_plan)
+    plan = plans.make_plan
+    monkeypatch.setattr(plans, "make_plan", make_plan)
     runner = runner_of(build(folder, "cpu"))
     runner.add("a", prompt_of(9))
     for count in (9, 1):

@@ -1,0 +1,107 @@
+"""One head's row: prepared before attention, finished after it."""
+
+from __future__ import annotations
+
+import math
+
+from octavo.kernels.cpu.attention.words import (
+    BLOCK_SIZE,
+    COS_SIN,
+    DIM,
+    DTYPE,
+    EPS,
+    HEAD,
+    K_NORM,
+    KEY_STRIDE,
+    KEYS,
+    KV,
+    KV_DTYPE,
+    NORM_DTYPE,
+    PAGE,
+    POSITIONS,
+    ROTARY,
+    SINKS,
+    SINKS_DTYPE,
+    SLOTS,
+    VALUE_OFFSET,
+    VALUE_STRIDE,
+    VALUES,
+    WINDOW,
+)
+from octavo.kernels.cpu.emitter import ITEM_SIZE
+from octavo.kernels.cpu.jit import device
+from octavo.kernels.cpu.primitives import (
+    as_f32,
+    copy_bytes,
+    load_f32,
+    load_f64,
+    load_i64,
+    narrow,
+    rotate,
+    scale,
+    scale_weighted,
+    sum_squares,
+    widen,
+)
+from octavo.kernels.cpu.tiles import (
+    exponential,
+)
+
+
+@device
+def prepare(p: int, source: int, target: int, weight: int, row: int, spare: int) -> None:
+    """A head's row becomes f32, is normed if ``weight`` is not 0, and rotated if there is a table of angles."""
+    dim = load_i64(p + DIM)
+    widen(load_i64(p + DTYPE), source, target, dim)
+    if weight != 0:
+        factor = 1.0 / math.sqrt(sum_squares(target, dim) / dim + load_f64(p + EPS))
+        widen(load_i64(p + NORM_DTYPE), weight, spare, dim)
+        scale_weighted(target, spare, factor, 0.0, dim)
+    angles = load_i64(p + COS_SIN)
+    if angles != 0:
+        size = load_i64(p + ROTARY)
+        rotate(target, angles + load_i64(load_i64(p + POSITIONS) + 8 * row) * size * 4, size // 2)
+
+
+@device
+def write(p: int, row: int, head: int, spare: int) -> None:
+    """Prepare the key of ``row`` and store it and the value in the row's slot."""
+    dim, block_size = load_i64(p + DIM), load_i64(p + BLOCK_SIZE)
+    dtype, kv_dtype = load_i64(p + DTYPE), load_i64(p + KV_DTYPE)
+    item = ITEM_SIZE[dtype]
+    slot = load_i64(load_i64(p + SLOTS) + 8 * row)
+    block = slot // block_size
+    target = load_i64(p + KV) + block * load_i64(p + PAGE) + head * load_i64(p + HEAD)
+    target += (slot - block * block_size) * dim * ITEM_SIZE[kv_dtype]
+    key = load_i64(p + KEYS) + row * load_i64(p + KEY_STRIDE) + head * dim * item
+    prepare(p, key, spare, load_i64(p + K_NORM), row, spare + 4 * dim)
+    narrow(kv_dtype, spare, target, dim)
+    value = load_i64(p + VALUES) + row * load_i64(p + VALUE_STRIDE) + head * dim * item
+    target += load_i64(p + VALUE_OFFSET)
+    if dtype == kv_dtype:
+        copy_bytes(value, target, dim * item)
+    else:
+        widen(dtype, value, spare, dim)
+        narrow(kv_dtype, spare, target, dim)
+
+
+@device
+def visible(p: int, position: int) -> int:
+    """The first key that a token at ``position`` sees."""
+    return max(0, position - load_i64(p + WINDOW) + 1)
+
+
+@device
+def finish(p: int, target: int, query_head: int, acc: int, top: float, total: float, spare: int) -> None:
+    """Divide a query's sum by its weights, a sink's included, and write it out."""
+    dim, sinks = load_i64(p + DIM), load_i64(p + SINKS)
+    kept = as_f32(1.0)
+    if sinks != 0:
+        dtype = load_i64(p + SINKS_DTYPE)
+        widen(dtype, sinks + query_head * ITEM_SIZE[dtype], spare, 1)
+        sink = load_f32(spare)
+        largest = max(top, sink)
+        kept = exponential(top - largest)
+        total = total * kept + exponential(sink - largest)
+    scale(acc, kept / total, dim)
+    narrow(load_i64(p + DTYPE), acc, target, dim)

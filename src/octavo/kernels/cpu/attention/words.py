@@ -1,0 +1,67 @@
+"""The words that one call of attention's kernel is told its work in, and the sizes that decide its arithmetic."""
+
+from __future__ import annotations
+
+import struct
+
+from octavo.kernels.cpu.launch import FIRST_ARGUMENT, packer
+
+PARTITION = 128
+"""Keys of one part of a decode."""
+LANES = 64
+"""Pairs of token and query head of one tile."""
+TILE_KEYS = 64
+"""Keys that a tile takes at a time."""
+
+DECODE = -1
+"""Stands in the schedule for a sequence that is decoded."""
+
+# words of a call, then those of a plan
+(
+    MODE,
+    Q,
+    Q_STRIDE,
+    OUT,
+    OUT_STRIDE,
+    KEYS,
+    KEY_STRIDE,
+    VALUES,
+    VALUE_STRIDE,
+    KV,
+    NUM_ROWS,
+    DTYPE,
+    SINKS,
+    SINKS_DTYPE,
+    Q_NORM,
+    K_NORM,
+    NORM_DTYPE,
+    COS_SIN,
+    ROTARY,
+    SLOTS,
+    SCALE,
+    SOFTCAP,
+    EPS,
+    PAGE,
+    HEAD,
+    VALUE_OFFSET,
+    BLOCK_SIZE,
+    KV_DTYPE,
+    KV_HEADS,
+    DIM,
+    HEADS,
+    WINDOW,
+    PARTS,
+    ALL_TILES,
+    NUM_SEQS,
+    TABLES,
+    TABLE_STRIDE,
+    QUERY_START,
+    CONTEXT,
+    POSITIONS,
+    SHARED,
+) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 41, 8)
+pack = packer("20q3d")
+pack_plan = struct.Struct("18q")
+
+WRITE, DECODES, SCHEDULE, TILES = range(4)
+"""Modes of the kernel."""
