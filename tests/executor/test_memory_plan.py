@@ -34,6 +34,27 @@ def test_the_pool_takes_its_share_of_what_the_weights_leave() -> None:
     assert made.notes == ()
 
 
+def test_swap_space_is_set_aside_before_the_pool() -> None:
+    made = plan(available=4 * GIB, weights=GIB, memory_utilization=0.5, swap_space=1.5)
+    assert made.num_host_blocks == 3 * GIB // 2 // 2**16
+    assert made.swap_bytes == 3 * GIB // 2
+    assert made.kv_bytes == 3 * GIB // 4  # half of what is left
+    assert plan().num_host_blocks == plan().swap_bytes == 0
+
+
+def test_swap_space_that_cannot_be_had_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"swap_space=7\.0 GiB leaves no room .*: 7\.0 GiB is free after the weights"):
+        plan(swap_space=7.0)
+    with pytest.raises(ConfigError, match=r"swap_space=10000 GiB leaves no room"):
+        plan(swap_space=10_000)
+    with pytest.raises(ConfigError, match=r"swap_space=1e-06 GiB is less than one block of 65536 bytes"):
+        plan(swap_space=1e-6)
+    with pytest.raises(
+        ConfigError, match=r"num_blocks=114688 takes 7\.0 GiB and 6\.0 GiB is free after the weights and"
+    ):
+        plan(num_blocks=114_688, swap_space=1)
+
+
 def test_the_pool_is_no_larger_than_the_largest_batch_can_use() -> None:
     assert plan(available=10**15, max_num_seqs=3, longest=1000).num_blocks == 3 * 63
 
@@ -76,10 +97,11 @@ def test_what_memory_cannot_hold_is_refused() -> None:
     block_size=st.integers(1, 64),
     num_blocks=st.none() | st.integers(1, 10**6),
     utilization=st.floats(0.01, 1.0),
+    swap_space=st.sampled_from([0.0, 0.01, 1.0, 50.0]),
     max_num_seqs=st.integers(1, 1000),
 )
 def test_a_plan_holds_what_it_promises(
-    available, weights, page, longest, groups, block_size, num_blocks, utilization, max_num_seqs
+    available, weights, page, longest, groups, block_size, num_blocks, utilization, swap_space, max_num_seqs
 ) -> None:
     try:
         made = plan(
@@ -91,6 +113,7 @@ def test_a_plan_holds_what_it_promises(
             block_size=block_size,
             num_blocks=num_blocks,
             memory_utilization=utilization,
+            swap_space=swap_space,
             max_num_seqs=max_num_seqs,
         )
     except ConfigError:
@@ -99,7 +122,8 @@ def test_a_plan_holds_what_it_promises(
     one = blocks_for(made.max_model_len, block_size, groups)
     assert 2 <= made.max_model_len <= longest
     assert one <= made.num_blocks
-    assert made.weights_bytes + made.kv_bytes <= available
+    assert made.weights_bytes + made.kv_bytes + made.swap_bytes <= available
+    assert made.swap_bytes <= swap_space * GIB < made.swap_bytes + page
     assert made.concurrent_at_full_context >= 1
     assert (made.max_model_len < longest) == bool(made.notes)
     if made.notes:  # cut no further than it had to be
