@@ -28,7 +28,7 @@ class Case:
             config.num_blocks,
             config.block_size,
             num_host_blocks=config.num_host_blocks,
-            num_groups=len(config.groups),
+            groups=config.groups,
             vocab_size=vocab_size,
             failing=failing,
         )
@@ -202,21 +202,23 @@ def expect_beams(request: Request, vocab_size: int) -> list[list[int]]:
 def random_config(rng: random.Random) -> SchedulerConfig:
     """A configuration with little of everything."""
     block_size = rng.choice([1, 2, 3, 4, 8, 16, 32])
-    groups = rng.choice([1, 1, 1, 2])
+    groups = random_groups(rng)
+    budget, depth = rng.choice([1, 2, 5, 7, 16, 64]), rng.choice([0, 1])
     # From "one request at a time" to "a few": most of what can go wrong goes wrong when memory is short.
-    num_blocks = groups * (rng.choice([40, 60, 80, 90, 100, 120, 150]) // block_size + rng.randint(2, 4))
+    tokens, spare = rng.choice([40, 60, 80, 90, 100, 120, 150]), rng.randint(2, 4)
+    num_blocks = sum(group.blocks_for(tokens, block_size, budget * (depth + 1)) + spare for group in groups)
     return SchedulerConfig(
         num_blocks=num_blocks,
         block_size=block_size,
         max_num_seqs=rng.choice([1, 2, 4, 8, 8]),
-        max_num_batched_tokens=rng.choice([1, 2, 5, 7, 16, 64]),
+        max_num_batched_tokens=budget,
         policy=rng.choice(["fcfs", "priority"]),
         ageing_seconds=rng.choice([0.5, 5.0, 50.0]),
         batching="static" if rng.random() < 0.1 else "continuous",
         prefix_caching=rng.random() < 0.75,
         eviction=rng.choice(EVICTIONS),
-        depth=rng.choice([0, 1]),
-        groups=(LayerGroup(1),) * groups,
+        depth=depth,
+        groups=groups,
         num_host_blocks=rng.choice([0, 4, 64, 64]),
         preemption=rng.choice(["auto", "swap", "swap", "recompute"]),
         page_bytes=1,  # to move one page out and in costs as much as to compute one or two tokens
@@ -225,6 +227,13 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         attention_flops=rng.choice([0.0, 0.01]),
         compute_speed=rng.choice([0.6, 1.0]),
     )
+
+
+def random_groups(rng: random.Random) -> tuple[LayerGroup, ...]:
+    """Layer groups that see all of the past, or a window of it."""
+    first, second = LayerGroup(1, rng.randint(1, 40)), LayerGroup(1, rng.randint(1, 40))
+    full = LayerGroup(1)
+    return rng.choice([(full,), (full,), (full, full), (first,), (first,), (full, first), (first, second)])
 
 
 def random_params(rng: random.Random) -> SamplingParams:

@@ -31,7 +31,8 @@ class Chunk(NamedTuple):
 
     The executor keeps one row (a *slot*) for each resident sequence, with the sequence's tokens and its block
     tables; a chunk carries only what changed. It first cuts each group's table to ``blocks_from[g]`` entries and
-    appends ``blocks[g]``: growth, a replaced block after a copy-on-write, a resume, all are this one rule.
+    appends ``blocks[g]``: growth, a replaced block after a copy-on-write, a resume, all are this one rule. Among
+    ``blocks[g]`` may be HOLEs; entries that the executor was told earlier become holes without notice.
     """
 
     slot: int  #: the executor's row
@@ -166,6 +167,27 @@ class LayerGroup:
         """How many positions the first ``length`` tokens of a sequence attend to in one layer, all together."""
         near = length if self.window is None else min(length, self.window)
         return near * (near + 1) // 2 + (length - near) * near
+
+    def first_visible(self, position: int) -> int:
+        """The first position that the token at ``position``, or any after it, sees."""
+        return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def blocks_for(self, num_tokens: int, block_size: int, stride: int) -> int:
+        """The most blocks of this group that one sequence of so many tokens holds at once.
+
+        A window bounds them whatever the length: what the oldest token of a step looks back on, the step itself, and
+        one more for where in a block they begin. (The block before the one being filled is always kept: the sequence's
+        place in the prefix tree hangs on it.)
+
+        Args:
+            num_tokens: the sequence's length.
+            block_size: tokens a block holds.
+            stride: tokens between the last committed one and the last planned one, at the most.
+        """
+        whole = -(-num_tokens // block_size)
+        if self.window is None:
+            return whole
+        return min(whole, -(-(max(self.window, block_size) - 1 + stride) // block_size) + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def test_a_log_replays_on_the_oracle(tmp_path: Path) -> None:
         config.num_blocks,
         config.block_size,
         num_host_blocks=config.num_host_blocks,
-        num_groups=len(config.groups),
+        groups=config.groups,
         vocab_size=case.vocab_size,
     )
     for plan in plans:

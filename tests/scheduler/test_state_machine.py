@@ -22,10 +22,17 @@ from octavo.request import FinishReason, SamplingParams
 EXAMPLES = int(os.environ.get("OCTAVO_FUZZ_MACHINES", "150"))
 
 CONFIGS = st.builds(
-    lambda groups, size, tokens, spare, **rest: SchedulerConfig(
-        num_blocks=groups * (tokens // size + spare), block_size=size, groups=(LayerGroup(1),) * groups, **rest
+    lambda windows, size, tokens, spare, **rest: SchedulerConfig(
+        num_blocks=len(windows) * (tokens // size + spare),
+        block_size=size,
+        groups=tuple(LayerGroup(1, window) for window in windows),
+        **rest,
     ),
-    groups=st.sampled_from([1, 1, 2]),
+    windows=st.one_of(
+        st.sampled_from([(None,), (None,), (None, None)]),
+        st.tuples(st.integers(1, 40)),
+        st.tuples(st.none() | st.integers(1, 40), st.integers(1, 40)),
+    ),
     size=st.sampled_from([1, 2, 3, 4, 8, 16]),
     tokens=st.sampled_from([20, 40, 60, 90]),
     spare=st.integers(1, 3),

@@ -14,8 +14,8 @@ from octavo.memory.pool import BlockPool
 from octavo.memory.prefix_tree import PrefixTree, block_key
 from octavo.memory.snapshot import MemorySnapshot
 from octavo.memory.swap_table import SwapTable
-from octavo.plan import HOLE, BlockCopy
-from octavo.request import PrefixNode, Request, Sequence
+from octavo.plan import HOLE, BlockCopy, LayerGroup
+from octavo.request import BlockTable, PrefixNode, Request, Sequence
 
 
 class MemoryManager:
@@ -23,11 +23,21 @@ class MemoryManager:
 
     Every change is all or nothing: a call that raises OutOfBlocksError has changed nothing. Copies and evictions
     that a step brings about are collected in ``copies`` and ``evicted`` until the scheduler puts them into its plan.
+
+    A layer group with a window gives back the blocks that no token still to be computed can see (:meth:`give_back`).
+    What they hold stays cached like anything else that nobody holds, but may be evicted by itself: "leaf before parent"
+    binds full groups only. A node of the tree goes with the block of a full group; where all groups have windows, when
+    it has neither blocks nor children. A prefix can be shared if every full group has all its blocks, and every
+    windowed group those that the next token looks back on, the last one in any case: the place of a sequence in the
+    tree must not be pruned under it.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.block_size = config.block_size
+        self.groups = config.groups
         self.num_groups = len(config.groups)
+        self.windowed = [g for g, group in enumerate(config.groups) if group.window is not None]
+        self._stride = config.max_num_batched_tokens * (config.depth + 1)
         self.caching = config.prefix_caching
         self.tree = PrefixTree()
         # Under "lru" the pool's free list is the policy.
@@ -51,21 +61,60 @@ class MemoryManager:
         return self.pool.num_free
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that so many tokens fill, over all layer groups."""
-        return -(-num_tokens // self.block_size) * self.num_groups
+        """The most blocks that a sequence of so many tokens holds at once, over all layer groups."""
+        if not self.windowed:
+            return -(-num_tokens // self.block_size) * self.num_groups
+        return sum(group.blocks_for(num_tokens, self.block_size, self._stride) for group in self.groups)
+
+    def blocks_beside(self, num_tokens: int, num_prompt: int) -> int:
+        """The most blocks that a sequence of so many tokens holds beside those it shares with its siblings: the full
+        ones of their prompt. What leaves a window is shared only while it lasts, so there nothing is counted on."""
+        whole, shared = -(-num_tokens // self.block_size), num_prompt // self.block_size
+        return sum(
+            group.blocks_for(num_tokens, self.block_size, self._stride)
+            if group.window is not None and num_tokens > group.window
+            else whole - shared
+            for group in self.groups
+        )
 
     def most_blocks(self, request: Request) -> int:
         """The most blocks the request can ever hold at once: its sequences share the prompt's full blocks only."""
-        total = self.blocks_for(len(request.prompt_token_ids) + request.max_new_tokens)
-        count = request.params.num_sequences
-        if count == 1:
-            return total
-        shared = len(request.prompt_token_ids) // self.block_size * self.num_groups
-        return shared + count * (total - shared)
+        prompt, count = len(request.prompt_token_ids), request.params.num_sequences
+        total = prompt + request.max_new_tokens
+        most = self.blocks_for(total) + (count - 1) * self.blocks_beside(total, prompt)
+        if count > 1 and any(total > (group.window or total) for group in self.groups):
+            # A sibling that cannot begin where the others are, for want of a windowed block, computes blocks of the
+            # full groups anew, until it is seen that they are filed already.
+            step = min(prompt, self._stride) // self.block_size + 1
+            most += step * (self.num_groups - len(self.windowed))
+        return most
 
     def match(self, seq: Sequence) -> list[int]:
-        """The nodes of the longest cached prefix of ``seq``, leaving at least its last token to compute."""
-        return self._walk(seq, array("i", seq.tokens))
+        """The nodes of the longest cached prefix that ``seq`` can go on from, leaving at least its last token to
+        compute."""
+        nodes = self._walk(seq, array("i", seq.tokens))
+        if self.windowed:
+            del nodes[self._covered(nodes) :]
+        return nodes
+
+    def _covered(self, nodes: list[int]) -> int:
+        """How many of ``nodes`` a sequence can begin with: the most such that no windowed group has a hole in what is
+        seen from there."""
+        blocks, length, tried = self.tree.blocks, len(nodes), 0
+        while tried < len(self.windowed):
+            group = self.windowed[tried]
+            first = self._gone(group, length)
+            hole = next((i for i in range(length - 1, first - 1, -1) if blocks[nodes[i]][group] == HOLE), None)
+            if hole is None:
+                tried += 1
+            else:  # whoever begins between the hole and here sees it, too
+                length, tried = hole, 0
+        return length
+
+    def _gone(self, group: int, num_published: int) -> int:
+        """How many leading blocks a sequence does not need that begins after so many cached ones."""
+        position = self.groups[group].first_visible(num_published * self.block_size)
+        return max(0, min(position // self.block_size, num_published - 1))
 
     def _walk(self, seq: Sequence, tokens: array[int]) -> list[int]:
         size, nodes, node = self.block_size, [], seq.request.namespace
@@ -89,16 +138,21 @@ class MemoryManager:
         return self._leaders.get((parent, block_key(seq.tokens, start, start + self.block_size)))
 
     def need(self, seq: Sequence, upto: int, nodes: list[int] | None = None) -> int:
-        """Free blocks it takes so that ``seq`` can write every position from ``num_scheduled`` to ``upto``; with
-        ``nodes``, the cached prefix is shared first (its idle blocks leave the free list, too)."""
-        if nodes:
-            refs, idle = self.pool.refs, 0
-            for node in nodes:
-                for block in self.tree.blocks[node]:
-                    idle += refs[block] == 0
-            return self.blocks_for(upto) - len(nodes) * self.num_groups + idle
+        """Free blocks it takes so that ``seq`` can write every position from ``num_scheduled`` to ``upto``. With
+        ``nodes`` it holds nothing yet, the cached prefix is shared first (its idle blocks leave the free list, too),
+        and what leaves a window on the way is taken again."""
         wanted = -(-upto // self.block_size)
+        if nodes is not None:
+            refs, blocks, need = self.pool.refs, self.tree.blocks, 0
+            for g, group in enumerate(self.groups):
+                idle = sum(refs[blocks[node][g]] == 0 for node in nodes[self._gone(g, len(nodes)) :])
+                most = group.blocks_for(upto, self.block_size, self._stride)
+                need += min(wanted - len(nodes) + idle, most)
+            return need
         need = sum(max(0, wanted - len(table.blocks)) for table in seq.tables)
+        if self.windowed and seq.swapped is not None:
+            rows = seq.swapped.pages[len(seq.tables[0].blocks) - seq.swapped.first :]
+            need -= sum(page == HOLE for row in rows for page in row)
         return need + len(self._shared_tail(seq))
 
     def yield_of(self, victims: Iterable[Request]) -> int:
@@ -107,7 +161,7 @@ class MemoryManager:
         for request in victims:
             for seq in request.live:
                 for table in seq.tables:
-                    for block in table.blocks:
+                    for block in table.blocks[table.gone :]:
                         counts[block] = counts.get(block, 0) + 1
         refs = self.pool.refs
         return sum(count == refs[block] for block, count in counts.items())
@@ -137,14 +191,15 @@ class MemoryManager:
         """The blocks that have to move so that the first ``length`` tokens of ``seq`` can come back: the number of the
         first one, and the rest of the table from there on. Before it lies what others hold too, beside the ``counts``
         references of the request itself, or its siblings have ``taken``, and is found in the prefix tree: that stays
-        with them."""
+        with them. Where blocks have left a window all of the rest moves: on coming back there might be no prefix that
+        reaches so far."""
         refs, node = self.pool.refs, self.pool.node
         rows = list(zip(*(table.blocks[: -(-length // self.block_size)] for table in seq.tables), strict=True))
         first = 0
         for row in rows:
-            if not all(
-                block == HOLE or (node[block] and (refs[block] > counts[block] or block in taken)) for block in row
-            ):
+            if HOLE in row:
+                break
+            if not all(node[block] and (refs[block] > counts[block] or block in taken) for block in row):
                 break
             first += 1
         return first, rows[first:]
@@ -153,14 +208,19 @@ class MemoryManager:
 
     def share(self, seq: Sequence, nodes: list[int]) -> None:
         """Let ``seq``, which holds nothing, begin with the cached prefix ``nodes``: those tokens count as computed."""
-        for node in nodes:
-            for table, block in zip(seq.tables, self.tree.blocks[node], strict=True):
+        blocks = self.tree.blocks
+        for g, table in enumerate(seq.tables):
+            table.gone = self._gone(g, len(nodes))
+            table.blocks.extend([HOLE] * table.gone)
+            for node in nodes[table.gone :]:
+                block = blocks[node][g]
                 self.pool.share(block)
                 table.blocks.append(block)
         if self.evicting is not None:
-            for node in reversed(nodes):
-                for block in self.tree.blocks[node]:
-                    self.evicting.eviction.touch(block)
+            for i in range(len(nodes) - 1, -1, -1):
+                for table in seq.tables:
+                    if i >= table.gone:
+                        self.evicting.eviction.touch(table.blocks[i])
         if nodes:
             seq.node = nodes[-1]
         seq.num_published = len(nodes)
@@ -191,9 +251,10 @@ class MemoryManager:
         may write to that one before it has asked again."""
         count = -(-parent.num_computed // self.block_size)
         for source, target in zip(parent.tables, child.tables, strict=True):
-            for block in source.blocks[:count]:
+            target.gone = source.gone
+            target.blocks.extend(source.blocks[:count])
+            for block in target.blocks[target.gone :]:
                 self.pool.share(block)
-                target.blocks.append(block)
         child.num_computed = child.num_scheduled = parent.num_computed
         child.node, child.num_published = parent.node, parent.num_published
         child.capacity = parent.capacity = parent.num_computed
@@ -212,14 +273,22 @@ class MemoryManager:
             if not node:
                 blocks = tuple(table.blocks[i] for table in seq.tables)
                 node = tree.insert(seq.node, key, blocks)
-                for block in blocks:
+                held = blocks if HOLE not in blocks else tuple(block for block in blocks if block != HOLE)
+                for block in held:
                     pool.node[block] = node
                 if self.evicting is not None:
-                    self.evicting.file(node, blocks, seq.node, key, i)
+                    self.evicting.file(node, held, seq.node, key, i)
             else:
-                for table, block in zip(seq.tables, tree.blocks[node], strict=True):
+                for g, (table, block) in enumerate(zip(seq.tables, tree.blocks[node], strict=True)):
                     own = table.blocks[i]
-                    if own != block:
+                    if own in (block, HOLE):
+                        continue
+                    if block == HOLE:  # evicted since, and computed anew
+                        tree.put(node, g, own)
+                        pool.node[own] = node
+                        if self.evicting is not None:
+                            self.evicting.file(node, (own,), seq.node, key, i)
+                    else:
                         pool.share(block)
                         table.blocks[i] = block
                         table.sent = min(table.sent, i)
@@ -239,15 +308,30 @@ class MemoryManager:
             self._leaders[key] = seq
             self._led[seq.id] = key
 
+    def give_back(self, seq: Sequence) -> None:
+        """Release the blocks of windowed groups that no token of ``seq`` from ``num_computed`` on can see: only what
+        is committed counts, so plans in flight still find theirs. The last published block is kept, for the next one
+        hangs on its node."""
+        for group in self.windowed:
+            table = seq.tables[group]
+            gone = self.groups[group].first_visible(seq.num_computed) // self.block_size
+            if seq.num_published:
+                gone = min(gone, seq.num_published - 1)
+            for i in range(gone - 1, table.gone - 1, -1):
+                self._release(table.blocks[i])
+                table.blocks[i] = HOLE
+            table.gone = max(gone, table.gone)
+
     def free(self, seq: Sequence) -> None:
         """Give back every block, tail first, so that the free list evicts tails before heads."""
         self._stop_leading(seq)
         for i in range(len(seq.tables[0].blocks) - 1, -1, -1):
             for table in seq.tables:
-                self._release(table.blocks[i])
+                if i >= table.gone:
+                    self._release(table.blocks[i])
         for table in seq.tables:
             table.blocks.clear()
-            table.sent = 0
+            table.sent = table.gone = 0
         seq.num_computed = seq.num_scheduled = seq.capacity = seq.num_published = 0
         seq.node = seq.request.namespace
 
@@ -290,6 +374,7 @@ class MemoryManager:
         for row, blocks in zip(rows, cached, strict=True):
             for table, page, block in zip(seq.tables, row, blocks, strict=True):
                 table.blocks.append(block if block != HOLE or page == HOLE else self._take_back(page))
+        self._close_holes(seq)
         seq.request.num_swapped_in += moves
         self.swaps.discard(seq)
         seq.num_computed = seq.num_scheduled = max(swapped.length, held * self.block_size)
@@ -308,6 +393,17 @@ class MemoryManager:
             found.append(tuple(HOLE if page == HOLE else block for page, block in zip(row, blocks, strict=True)))
         return found
 
+    def _close_holes(self, seq: Sequence) -> None:
+        """Release what ``seq`` holds before a hole: it came back with the window of the prefix that it found, and with
+        its own, which is a later one."""
+        for group in self.windowed:
+            table = seq.tables[group]
+            while HOLE in table.blocks[table.gone :]:
+                if table.blocks[table.gone] != HOLE:
+                    self._release(table.blocks[table.gone])
+                    table.blocks[table.gone] = HOLE
+                table.gone += 1
+
     def _take_back(self, page: int) -> int:
         block = self._allocate()
         self.swaps.moves_in[block] = page
@@ -318,7 +414,7 @@ class MemoryManager:
         count = 0
         for block in self.pool.free_blocks():
             if self.pool.node[block]:
-                self._forget_node(self.pool.node[block])
+                self._forget(block)
                 count += 1
         return count
 
@@ -335,8 +431,9 @@ class MemoryManager:
             lengths = {len(table.blocks) for table in seq.tables}
             if len(lengths) != 1 or min(lengths) * self.block_size < seq.num_scheduled:
                 raise RuntimeError(f"{seq} holds too few blocks for what is scheduled")
-            for table in seq.tables:
-                for block in table.blocks:
+            for group, table in zip(self.groups, seq.tables, strict=True):
+                self._audit_holes(seq, group, table)
+                for block in table.blocks[table.gone :]:
                     counts[block] += 1
         free = self.pool.free_blocks()
         for block, count in enumerate(counts):
@@ -349,18 +446,33 @@ class MemoryManager:
         self._audit_tree()
         self.swaps.audit()
 
+    def _audit_holes(self, seq: Sequence, group: LayerGroup, table: BlockTable) -> None:
+        size, held = self.block_size, len(table.blocks) - table.gone
+        if table.blocks.count(HOLE) != table.gone or any(block != HOLE for block in table.blocks[: table.gone]):
+            raise RuntimeError(f"{seq}: the holes of a table are not its first {table.gone} entries")
+        if table.gone * size > group.first_visible(seq.num_computed):
+            raise RuntimeError(f"{seq} gave back a block that position {seq.num_computed} sees")
+        if held > group.blocks_for(len(table.blocks) * size, size, self._stride):
+            raise RuntimeError(f"{seq} holds {held} blocks for a window of {group.window}")
+
     def _audit_tree(self) -> None:
         pool, tree = self.pool, self.tree
         held = {block for block in range(pool.num_blocks) if pool.node[block]}
         filed: set[int] = set()
         for node in tree.nodes():
-            filed.update(tree.blocks[node])
+            blocks = [block for block in tree.blocks[node] if block != HOLE]
+            filed.update(blocks)
             parent = tree.parent(node)
-            if any(pool.node[block] != node for block in tree.blocks[node]):
+            if any(pool.node[block] != node for block in blocks):
                 raise RuntimeError(f"prefix node {node} names a block that holds something else")
+            if not blocks and not tree.num_children(node):
+                raise RuntimeError(f"prefix node {node} has neither blocks nor children")
+            for group, own in zip(self.groups, tree.blocks[node], strict=True):
+                if own == HOLE and group.window is None:
+                    raise RuntimeError(f"prefix node {node} has a hole in a group that keeps everything")
             if isinstance(parent, int) and any(
-                pool.refs[own] > 0 and pool.refs[above] == 0
-                for own, above in zip(tree.blocks[node], tree.blocks[parent], strict=True)
+                group.window is None and pool.refs[own] > 0 and pool.refs[above] == 0
+                for group, own, above in zip(self.groups, tree.blocks[node], tree.blocks[parent], strict=True)
             ):
                 raise RuntimeError(f"prefix node {node} is held, its parent {parent} is not")
         if held != filed:
@@ -374,7 +486,7 @@ class MemoryManager:
         filled = [0] * self.pool.num_blocks
         for seq in sequences:
             for table in seq.tables:
-                for i, block in enumerate(table.blocks):
+                for i, block in enumerate(table.blocks[table.gone :], table.gone):
                     owners[block] = (*owners[block], seq.id)
                     filled[block] = max(filled[block], min(self.block_size, seq.num_computed - i * self.block_size))
         cached = frozenset(block for block in self.pool.free_blocks() if self.pool.node[block])
@@ -413,25 +525,39 @@ class MemoryManager:
         self.swaps.moves_in.pop(block, None)  # whoever it was for has lost it again
         if self.pool.node[block]:
             self.evicted.append(block)
-            self._forget_node(self.pool.node[block])
+            self._forget(block)
         return block
 
-    def _forget_node(self, node: int) -> None:
-        parent = self.tree.parent(node)
-        for block in self.tree.remove(node):
-            self.pool.forget(block)
-        if self.evicting is not None and isinstance(parent, int) and not self.tree.num_children(parent):
-            for block in self.tree.blocks[parent]:
-                self.evicting.settle(block)
+    def _forget(self, block: int) -> None:
+        """What ``block`` holds is cached no longer: its node goes (a leaf, by the order of release) and whatever else
+        that holds; or, where the block is a windowed group's, the block alone."""
+        pool, tree = self.pool, self.tree
+        node = pool.node[block]
+        group = tree.blocks[node].index(block)
+        if group in self.windowed:
+            tree.put(node, group, HOLE)
+            tree.prune(node)
+            pool.forget(block)
+            return
+        parent = tree.parent(node)
+        for gone in tree.remove(node):
+            if gone != HOLE:
+                pool.forget(gone)
+        if self.evicting is not None and isinstance(parent, int) and not tree.num_children(parent):
+            for above, layers in zip(tree.blocks[parent], self.groups, strict=True):
+                if layers.window is None:
+                    self.evicting.settle(above)
 
     def _may_go(self, block: int) -> bool:
-        """Whether the prefix tree could do without what ``block`` holds: leaves go before their parents."""
-        return not self.tree.num_children(self.pool.node[block])
+        """Whether the prefix tree could do without what ``block`` holds: leaves go before their parents, but for
+        blocks of windowed groups."""
+        node = self.pool.node[block]
+        return not self.tree.num_children(node) or self.tree.blocks[node].index(block) in self.windowed
 
     def _release(self, block: int) -> None:
         pool = self.pool
         if not self.caching and pool.refs[block] == 1 and pool.node[block]:
-            self._forget_node(pool.node[block])
+            self._forget(block)
         pool.release(block)
 
     def _stop_leading(self, seq: Sequence) -> None:

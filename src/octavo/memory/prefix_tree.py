@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence as Tokens
 
+from octavo.plan import HOLE
 from octavo.request import PrefixNode
 
 
@@ -13,7 +14,8 @@ class PrefixTree:
 
     Keys are compared whole, so the tree is exact: no hash collision can hand one user another's memory. The root is
     a namespace (the salt), so that prompts of different salts never meet. A node holds one block for each layer
-    group. The tree holds no references: which blocks may be reused is the pool's to say.
+    group, or a HOLE where a windowed group's block has been reused for something else. The tree holds no references:
+    which blocks may be reused is the pool's to say.
     (The radix tree of SGLang and the hash chain of vLLM serve the same end.)
     """
 
@@ -68,6 +70,19 @@ class PrefixTree:
         self._keys[node] = None
         self._free_nodes.append(node)
         return self.blocks[node]
+
+    def put(self, node: int, group: int, block: int) -> None:
+        """Change the node's block of one layer group (to HOLE: it has none any more)."""
+        held = self.blocks[node]
+        self.blocks[node] = (*held[:group], block, *held[group + 1 :])
+
+    def prune(self, node: int) -> None:
+        """Take ``node`` out if nothing is left of it, neither blocks nor children, and then its parent likewise."""
+        here: PrefixNode = node
+        while isinstance(here, int) and not self._children[here] and all(block == HOLE for block in self.blocks[here]):
+            parent = self.parent(here)
+            self.remove(here)
+            here = parent
 
     def parent(self, node: int) -> PrefixNode:
         """The node's parent, or its namespace."""

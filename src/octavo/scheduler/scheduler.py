@@ -221,6 +221,7 @@ class Scheduler:
         if len(result.results) != len(planned):
             raise EngineError(f"step {plan.step}: {len(planned)} chunks were planned, {len(result.results)} came back")
         size, publish = self.memory.block_size, self.memory.publish
+        windowed, give_back = bool(self.memory.windowed), self.memory.give_back
         changed: list[Sequence] = []
         searches: dict[str, list[tuple[Sequence, beam.TopTokens]]] = {}
         for (seq, epoch), chunk, outcome in zip(planned, plan.chunks, result.results, strict=True):
@@ -236,6 +237,8 @@ class Scheduler:
                 seq.num_computed += chunk.count
                 if seq.num_computed - seq.num_published * size >= size:
                     publish(seq)
+                if windowed:
+                    give_back(seq)
             if outcome.prompt:
                 self._take_prompt_logprobs(seq.request, chunk, outcome)
             want = chunk.want

@@ -79,8 +79,7 @@ class Turn:
         # each sequence ranked above that may come to want one (its last token is never computed); it is not taken at
         # once, but chunk by chunk.
         need = self.memory.need(first, first.num_total, nodes)
-        shared = first.num_prompt // self.memory.block_size * self.memory.num_groups
-        need += sum(self.memory.blocks_for(seq.num_total) - shared for seq in others)
+        need += sum(self.memory.blocks_beside(seq.num_total, first.num_prompt) for seq in others)
         rank = request.rank
         above = sum(
             seq.limit - 1 > seq.capacity for other in self.residency.running if other.rank < rank for seq in other.live

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.plan import PENDING, Chunk, ChunkResult, ModelFacts, Sample, SlotInit, StepPlan, StepResult, Want
+from octavo.plan import (
+    HOLE,
+    PENDING,
+    Chunk,
+    ChunkResult,
+    LayerGroup,
+    ModelFacts,
+    Sample,
+    SlotInit,
+    StepPlan,
+    StepResult,
+    Want,
+)
 
 _MASK = (1 << 64) - 1
 
@@ -62,10 +74,11 @@ class _Slot:
 class OracleExecutor:
     """Stores, for every KV slot of every block, the digest of the exact token prefix that it holds, and checks it on
     every read; a plan that shares wrongly, writes what is shared, publishes early, copies or swaps to the wrong place
-    is caught in the step where it does so. Its samples are :func:`draw`'s.
+    is caught in the step where it does so. Of a layer group with a window it checks what the chunk's tokens see: what
+    lies before may have been given back. Its samples are :func:`draw`'s.
 
     Args:
-        num_blocks: device blocks. block_size: tokens a block. num_groups: layer groups.
+        num_blocks: device blocks. block_size: tokens a block. groups: layer groups.
         vocab_size: small, so that prompts and outputs coincide often.
         failing: request ids whose first sample is reported as not finite.
         token_of: what to sample instead, given the sequence and the noise index.
@@ -77,7 +90,7 @@ class OracleExecutor:
         block_size: int,
         *,
         num_host_blocks: int = 0,
-        num_groups: int = 1,
+        groups: tuple[LayerGroup, ...] = (LayerGroup(1),),
         vocab_size: int = 4,
         max_model_len: int = 1 << 20,
         failing: frozenset[str] = frozenset(),
@@ -85,14 +98,16 @@ class OracleExecutor:
     ) -> None:
         self._token_of = token_of
         self.block_size = block_size
-        self.num_groups = num_groups
+        self.groups = groups
         self.vocab_size = vocab_size
         self.failing = failing
         self.memory: NDArray[np.uint64] = np.zeros((num_blocks, block_size), np.uint64)
         self.host: NDArray[np.uint64] = np.zeros((num_host_blocks, block_size), np.uint64)
         self.slots: dict[int, _Slot] = {}
         self._last_step = -1
-        self._facts = ModelFacts(num_blocks=num_blocks, max_model_len=max_model_len, vocab_size=vocab_size)
+        self._facts = ModelFacts(
+            num_blocks=num_blocks, max_model_len=max_model_len, vocab_size=vocab_size, groups=groups
+        )
 
     @property
     def facts(self) -> ModelFacts:
@@ -120,7 +135,7 @@ class OracleExecutor:
         for init in plan.init:
             if init.slot in self.slots:
                 raise OracleError(f"slot {init.slot} is given to sequence {init.seq_id} while it is held")
-            tables: list[list[int]] = [[] for _ in range(self.num_groups)]
+            tables: list[list[int]] = [[] for _ in self.groups]
             self.slots[init.slot] = _Slot(init, chain(init.salt, init.tokens), tables)
         seen: set[int] = set()
         for chunk in plan.chunks:
@@ -163,19 +178,26 @@ class OracleExecutor:
                 raise OracleError(f"sequence {chunk.seq_id}: no block for position {end - 1}")
             for position in range(chunk.start, end):
                 block = table[position // self.block_size]
+                if block == HOLE:
+                    raise OracleError(f"sequence {chunk.seq_id}: position {position} would be written to a hole")
                 self.memory[block, position % self.block_size] = slot.digests[position]
 
     def _read(self, chunk: Chunk) -> ChunkResult:
         slot = self.slots[chunk.slot]
         end = chunk.start + chunk.count
-        expected = np.array(slot.digests[:end], np.uint64)
-        for group, table in enumerate(slot.tables):
-            held = self.memory[table[: -(-end // self.block_size)]].reshape(-1)[:end]
-            if not np.array_equal(held, expected):
-                wrong = int(np.flatnonzero(held != expected)[0])
+        for number, (group, table) in enumerate(zip(self.groups, slot.tables, strict=True)):
+            low = group.first_visible(chunk.start)  # of the chunk's tokens the first looks back furthest
+            first = low // self.block_size
+            blocks = table[first : -(-end // self.block_size)]
+            expected = np.array(slot.digests[low:end], np.uint64)
+            held = self.memory[blocks].reshape(-1)[low - first * self.block_size :][: end - low]
+            if HOLE in blocks or not np.array_equal(held, expected):
+                holes = [first + i for i, block in enumerate(blocks) if block == HOLE]
+                wrong = holes[0] * self.block_size if holes else low + int(np.flatnonzero(held != expected)[0])
                 raise OracleError(
-                    f"sequence {chunk.seq_id} (request {slot.init.request_id}), group {group}: block "
-                    f"{table[wrong // self.block_size]} does not hold position {wrong} of {end}"
+                    f"sequence {chunk.seq_id} (request {slot.init.request_id}), group {number}: "
+                    f"{'a hole' if holes else f'block {table[wrong // self.block_size]}'} "
+                    f"does not hold position {wrong} of {end}"
                 )
         last = slot.digests[end - 1]
         if slot.init.request_id in self.failing and chunk.want is not Want.NONE:
