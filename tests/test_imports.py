@@ -26,12 +26,14 @@ def heavy_after(code: str) -> list[str]:
         "import octavo",
         "import octavo.engine",
         "import octavo.simulator",
+        "import octavo.simulator.simulation, octavo.simulator.cache_lab, octavo.simulator.trace_reader",
         "import octavo.recorder",
         "import octavo.scheduler, octavo.memory",
         "import octavo.cli",
         "from octavo import LLM, LLMEngine, EngineConfig, SamplingParams, RequestOutput",
         "from octavo.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass",
         "from octavo.cli import main\ntry:\n    main(['generate', '--help'])\nexcept SystemExit: pass",
+        "from octavo.cli import main\ntry:\n    main(['simulate', '--help'])\nexcept SystemExit: pass",
     ],
 )
 def test_no_heavy_module_is_imported(code: str) -> None:

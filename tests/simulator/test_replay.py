@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from trace_case import random_trace
 
-from octavo.config import BATCHINGS, POLICIES, EngineConfig
+from octavo.config import BATCHINGS, EVICTIONS, POLICIES, EngineConfig
 from octavo.errors import ConfigError, EngineError
 from octavo.plan import StepPlan
 from octavo.recorder import RunLog, read_log
@@ -136,6 +136,9 @@ def random_fields(rng: random.Random) -> dict[str, object]:
         "batching": rng.choice(BATCHINGS),
         "prefix_caching": rng.random() < 0.8,
         "depth": rng.choice([0, 1]),
+        "eviction": rng.choice(EVICTIONS),
+        "swap_space": rng.choice([0.0, 2 * 64 / 2**30, 1e-3]),  # GiB: none, 64 tokens, plenty
+        "preemption": rng.choice(["auto", "swap", "recompute"]),
     }
 
 
@@ -177,12 +180,13 @@ def test_random_traces_keep_the_books_and_the_oracle_content(seed: int) -> None:
 
 
 def test_preemption_is_among_what_was_tried() -> None:
-    counts = []
+    reports = []
     for seed in range(24):
         rng = random.Random(seed)
         trace, fields = random_trace(rng), random_fields(rng)
-        counts.append(replay(trace, **fields)[0].num_preemptions)
-    assert sum(count > 0 for count in counts) > 3
+        reports.append(replay(trace, **fields)[0])
+    assert sum(report.num_preemptions > 0 for report in reports) > 3
+    assert sum(report.num_swapped_in > 0 for report in reports) > 0
 
 
 def test_the_run_log_holds_the_run(tmp_path: Path) -> None:

@@ -101,10 +101,11 @@ SAMPLING: dict[str, Flag] = {
 Command = Callable[..., Any]
 
 
-def engine_options(**defaults: Any) -> Callable[[Command], Command]:
+def engine_options(*only: str, **defaults: Any) -> Callable[[Command], Command]:
     """Give a command a flag for each field of EngineConfig; it receives the built ``config``.
 
     Args:
+        only: the fields that this command has flags for [all].
         defaults: values that this command has where EngineConfig's own are not meant.
     """
 
@@ -112,7 +113,8 @@ def engine_options(**defaults: Any) -> Callable[[Command], Command]:
         return EngineConfig(**values)
 
     # Two seeds meet on one command line: the request's has the plain name.
-    return _options(ENGINE, "config", build, defaults, renamed={"seed": "engine_seed"})
+    flags = {name: ENGINE[name] for name in only} if only else ENGINE
+    return _options(flags, "config", build, defaults, renamed={"seed": "engine_seed"})
 
 
 def sampling_options(*leave_out: str, **defaults: Any) -> Callable[[Command], Command]:

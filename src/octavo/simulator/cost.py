@@ -77,16 +77,17 @@ class Machine:
     kv_token_bytes: int  #: KV memory of one token, all layers
     kv_bytes: int  #: memory left for KV beside the weights
     max_model_len: int  #: the model's context
+    num_layers: int = 1
+    flops_per_token: float = 0.0  #: to put one token through the layers, attention left out
+    attention_flops: float = 0.0  #: for one token to attend to one position in one layer
 
-
-LLAMA_8B = {"kv_token_bytes": 131_072, "max_model_len": 131_072}
-"""Llama-3.1-8B in bfloat16: 32 layers x 8 KV heads x 128 x (K and V) x 2 bytes a token."""
 
 _RTX_4090 = LinearCost(
     step=15.8e-3,
     prefill_token=90e-6,
     decode_sequence=0.0,
     context_token=0.24e-6,
+    attended_pair=90e-6 * 32 * 16_384 / 16.06e9,  # attention computes as fast as the layers do
     copied_byte=2 / 1008e9,
     swapped_byte=1 / 25e9,
     transfer=10e-6,
@@ -94,16 +95,30 @@ _RTX_4090 = LinearCost(
 _BANDWIDTH = 1008 / 3350  # GB/s of an RTX 4090 over those of an H100 SXM
 _COMPUTE = 165.2 / 989.4  # their dense bfloat16 TFLOP/s
 
+
+def _llama_8b(about: str, cost: LinearCost, kv_bytes: int) -> Machine:
+    """Llama-3.1-8B in bfloat16: 32 layers, 32 heads of 128 over 8 of K and V, 8.03 billion parameters."""
+    return Machine(
+        about=about,
+        cost=cost,
+        kv_token_bytes=32 * 8 * 128 * 2 * 2,
+        kv_bytes=kv_bytes,
+        max_model_len=131_072,
+        num_layers=32,
+        flops_per_token=16.06e9,
+        attention_flops=4 * 32 * 128,
+    )
+
+
 MACHINES: dict[str, Machine] = {
-    "rtx4090-8b": Machine(
+    "rtx4090-8b": _llama_8b(
         about="Llama-3.1-8B in bfloat16 on one RTX 4090. Fitted to 300 chat requests that vLLM 0.19 served on one (the "
         "recording in LLMServingSim): mean errors 2% of the time to first token, 1% of the latency, 5% of the time per "
         "token. Transfers are PCIe 4.0's nominal 25 GB/s.",
         cost=_RTX_4090,
         kv_bytes=2588 * 16 * 131_072,  # as vLLM found there
-        **LLAMA_8B,
     ),
-    "h100-8b": Machine(
+    "h100-8b": _llama_8b(
         about="Llama-3.1-8B in bfloat16 on one H100 SXM (80 GB). Not measured: the RTX 4090's numbers, those for "
         "reading memory divided by the ratio of bandwidths (3350/1008 GB/s), those for computing by that of TFLOP/s "
         "(989/165). Transfers are PCIe 5.0's nominal 50 GB/s.",
@@ -112,12 +127,12 @@ MACHINES: dict[str, Machine] = {
             prefill_token=_RTX_4090.prefill_token * _COMPUTE,
             decode_sequence=0.0,
             context_token=_RTX_4090.context_token * _BANDWIDTH,
+            attended_pair=_RTX_4090.attended_pair * _COMPUTE,
             copied_byte=_RTX_4090.copied_byte * _BANDWIDTH,
             swapped_byte=1 / 50e9,
             transfer=10e-6,
         ),
         kv_bytes=52 * 2**30,  # nine tenths of 80 GB without the weights' 16
-        **LLAMA_8B,
     ),
 }
 """By name."""

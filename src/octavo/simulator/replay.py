@@ -100,6 +100,11 @@ class Replay:
         if recorder is not None:
             recorder.begin(scheduler.config)
 
+    @property
+    def config(self) -> SchedulerConfig:
+        """The scheduler's."""
+        return self._scheduler.config
+
     def run(self, progress: Callable[[int, int], None] | None = None) -> Report:
         """Replay the whole trace. ``progress`` is told how many requests have ended, of how many."""
         total = len(self.outcomes)
@@ -108,7 +113,7 @@ class Replay:
                 progress(self._ended, total)
         if self._audit is not None:
             self._audit()
-        return Report.of(self.trace, self._scheduler.config, self.outcomes, self.meter, self.clock.now)
+        return Report.of(self.trace, self.config, self.outcomes, self.meter, self.clock.now)
 
     def step(self) -> bool:
         """One turn of the loop; False when everything is done."""
@@ -123,7 +128,7 @@ class Replay:
             self._recorder.write(plan)
         usage = self._usage()
         self._in_flight.append(_InFlight(plan, self._executor.submit(plan), self.clock.now, usage))
-        while len(self._in_flight) > (self._scheduler.config.depth if plan.chunks else 0):
+        while len(self._in_flight) > (self.config.depth if plan.chunks else 0):
             self._collect(self._in_flight.popleft())
         self._idle = 0 if plan.chunks else self._idle + 1
         if self._idle == _IDLE_LIMIT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from octavo.config import EngineConfig, SchedulerConfig
 from octavo.errors import ConfigError
-from octavo.plan import Executor, ModelFacts, StepPlan
+from octavo.plan import Executor, LayerGroup, ModelFacts, StepPlan
 from octavo.scheduler import Scheduler
 from octavo.simulator.checked_executor import CheckedExecutor
 from octavo.simulator.cost import Machine
@@ -57,7 +57,11 @@ def simulation(
     executor: Executor = CostExecutor(facts, seconds, token_of)
     if check:
         oracle = OracleExecutor(
-            facts.num_blocks, size, vocab_size=facts.vocab_size, token_of=lambda init, index: token_of(init.request_id)
+            facts.num_blocks,
+            size,
+            num_host_blocks=scheduler.config.num_host_blocks,
+            vocab_size=facts.vocab_size,
+            token_of=lambda init, index: token_of(init.request_id),
         )
         executor = CheckedExecutor(executor, oracle)
     return Replay(
@@ -80,4 +84,16 @@ def machine_facts(config: EngineConfig, machine: Machine, vocab_size: int) -> Mo
             "use smaller blocks or more memory"
         )
     length = min(config.max_model_len or machine.max_model_len, num_blocks * config.block_size)
-    return ModelFacts(num_blocks=num_blocks, max_model_len=length, vocab_size=vocab_size, page_bytes=page_bytes)
+    cost = machine.cost
+    return ModelFacts(
+        num_blocks=num_blocks,
+        max_model_len=length,
+        vocab_size=vocab_size,
+        groups=(LayerGroup(machine.num_layers),),
+        page_bytes=page_bytes,
+        # So that the scheduler expects of a preemption what it will cost here.
+        flops_per_token=machine.flops_per_token,
+        attention_flops=machine.attention_flops,
+        link_bandwidth=1 / cost.swapped_byte if cost.swapped_byte else 0.0,
+        compute_speed=machine.flops_per_token / cost.prefill_token if cost.prefill_token else 0.0,
+    )
