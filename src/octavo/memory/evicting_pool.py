@@ -45,8 +45,8 @@ class EvictingPool(BlockPool):
         """Take a block without content, or else the policy's victim: see :meth:`BlockPool.allocate`."""
         if not self.num_free or self._next[self.num_blocks] != self.num_blocks:
             return super().allocate()
-        block = self.eviction.victim()
-        self._leave(block)
+        block = self.eviction.victim()  # which is dropped next, when the caller removes its node
+        self.num_free -= 1
         self.refs[block] = 1
         return block
 

@@ -11,7 +11,7 @@ from octavo.memory.departure import Departure
 from octavo.memory.evicting_pool import EvictingPool
 from octavo.memory.eviction import EVICTIONS
 from octavo.memory.pool import BlockPool
-from octavo.memory.prefix_tree import PrefixTree, block_key
+from octavo.memory.prefix_tree import PrefixTree, block_key, block_keys
 from octavo.memory.snapshot import MemorySnapshot
 from octavo.memory.swap_table import SwapTable
 from octavo.plan import HOLE, BlockCopy, LayerGroup
@@ -267,11 +267,12 @@ class MemoryManager:
             return
         size, tree, pool = self.block_size, self.tree, self.pool
         self._stop_leading(seq)
-        for i in range(seq.num_published, seq.num_computed // size):
-            key = block_key(seq.tokens, i * size, (i + 1) * size)
+        first, last = seq.num_published, seq.num_computed // size
+        keys = block_keys(seq.tokens, first * size, last * size, size)
+        for i, key in enumerate(keys, first):
             node = tree.find(seq.node, key)
             if not node:
-                blocks = tuple(table.blocks[i] for table in seq.tables)
+                blocks = tuple([table.blocks[i] for table in seq.tables])
                 node = tree.insert(seq.node, key, blocks)
                 held = blocks if HOLE not in blocks else tuple(block for block in blocks if block != HOLE)
                 for block in held:

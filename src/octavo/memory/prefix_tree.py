@@ -103,3 +103,11 @@ class PrefixTree:
 def block_key(tokens: Tokens[int], start: int, end: int) -> bytes:
     """The bytes under which ``tokens[start:end]`` is filed."""
     return array("i", tokens[start:end]).tobytes()
+
+
+def block_keys(tokens: Tokens[int], start: int, end: int, size: int) -> list[bytes]:
+    """The keys of the blocks of ``size`` tokens between ``start`` and ``end``, which are block borders."""
+    content = array("i", tokens[start:end])
+    width = content.itemsize * size
+    whole = content.tobytes()
+    return [whole[at : at + width] for at in range(0, len(whole), width)]

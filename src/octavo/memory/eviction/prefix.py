@@ -43,9 +43,9 @@ class PrefixAware(KeyedEviction[float]):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._known: dict[int, tuple[int, int, int, int]] = {}  # block -> (content, depth, uses, last use)
-        # What was dropped, the oldest first: content -> (uses, last use).
-        self._dropped: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._known: dict[int, tuple[int, int, int, int, int]] = {}  # block -> content, depth, uses, class, last use
+        # What was dropped, the oldest first: content -> uses, class, last use.
+        self._dropped: OrderedDict[int, tuple[int, int, int]] = OrderedDict()
         self._most = min(_MEMORY * capacity, _MOST)
         self._interval = float(capacity)  # a guess, until contents return
         self._trials = [1.0] * (_USES * _DEPTHS)
@@ -56,46 +56,45 @@ class PrefixAware(KeyedEviction[float]):
     def file(self, block: int, content: int, depth: int) -> None:
         """New content, or content that returns after it was dropped."""
         self._clock += 1
-        uses, used = self._dropped.pop(content, (0, 0))
+        uses, which, used = self._dropped.pop(content, (0, 0, 0))
         if uses:
-            self._returned(uses, depth, used)
+            self._returned(which, used)
         self._use(block, content, depth, uses + 1)
 
     def touch(self, block: int) -> None:
         """Content that returns while it is there."""
         self._clock += 1
-        content, depth, uses, used = self._known[block]
-        self._tried(uses, depth)
-        self._returned(uses, depth, used)
+        content, depth, uses, which, used = self._known[block]
+        self._tried(which)
+        self._returned(which, used)
         self._use(block, content, depth, uses + 1)
 
     def drop(self, block: int) -> None:
         """Count it as not wanted again, until it is."""
-        content, depth, uses, used = self._known.pop(block)
-        self._tried(uses, depth)
-        self._dropped[content] = (uses, used)
+        content, _, uses, which, used = self._known.pop(block)
+        self._tried(which)
+        self._dropped[content] = (uses, which, used)
         if len(self._dropped) > self._most:
             self._dropped.popitem(last=False)
         super().drop(block)
 
     def _use(self, block: int, content: int, depth: int, uses: int) -> None:
-        self._known[block] = (content, depth, uses, self._clock)
-        which = _class_of(uses, depth)
+        now = self._clock
+        row = uses if uses < _USES else _USES
+        column = depth.bit_length()
+        which = (row - 1) * _DEPTHS + (column if column < _DEPTHS else _DEPTHS - 1)
+        self._known[block] = (content, depth, uses, which, now)
         worth = (1 + depth * _ATTENTION) * self._returns[which] / self._trials[which]
-        self._set_key(block, self._clock + _HORIZON * self._interval * log(worth))
+        self._set_key(block, now + _HORIZON * self._interval * log(worth))
 
-    def _tried(self, uses: int, depth: int) -> None:
-        self._trials[_class_of(uses, depth)] += 1
+    def _tried(self, which: int) -> None:
+        self._trials[which] += 1
         self._num_trials += 1
         if self._num_trials > self._patience:  # loads change: what is long ago counts half
             self._num_trials //= 2
             self._trials = [1 + (count - 1) / 2 for count in self._trials]
             self._returns = [0.5 + (count - 0.5) / 2 for count in self._returns]
 
-    def _returned(self, uses: int, depth: int, used: int) -> None:
-        self._returns[_class_of(uses, depth)] += 1
+    def _returned(self, which: int, used: int) -> None:
+        self._returns[which] += 1
         self._interval += (self._clock - used - self._interval) / _WINDOW
-
-
-def _class_of(uses: int, depth: int) -> int:
-    return min(uses, _USES) * _DEPTHS - _DEPTHS + min(depth.bit_length(), _DEPTHS - 1)
