@@ -117,7 +117,7 @@ class Case:
             assert limit, "livelock: it does not end"
         self.step()  # carries the last releases
         assert self.scheduler.memory.num_free == self.config.num_blocks
-        assert self.scheduler.memory.swaps.host.num_free == self.config.num_host_blocks
+        assert self.scheduler.memory.num_host_free == self.config.num_host_blocks
         assert not self.executor.slots
         assert not list(self.scheduler.sequences())
 
@@ -220,6 +220,7 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         depth=depth,
         groups=groups,
         num_host_blocks=rng.choice([0, 4, 64, 64]),
+        host_cache=rng.random() < 0.5,
         preemption=rng.choice(["auto", "swap", "swap", "recompute"]),
         page_bytes=1,  # to move one page out and in costs as much as to compute one or two tokens
         link_bandwidth=2.0,

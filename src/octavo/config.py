@@ -53,6 +53,9 @@ class EngineConfig:
         policy: "fcfs", or "priority" (lower number first).
         ageing_seconds: under "priority", a request gains one level of priority for each so many seconds of waiting.
         swap_space: GiB of host memory for the blocks of preempted requests; 0 for none.
+        host_cache: let cached blocks that are evicted from the device wait in that memory too, as long as no preempted
+            request needs it, and come back when a prompt begins with them (models whose layers all keep the whole
+            context).
         preemption: how a request gives up its memory: "swap" moves its blocks to host memory (while that has room),
             "recompute" drops them, "auto" does what is expected to take less time, request by request.
         link_bandwidth: bytes a second between device and host memory, for that choice [measured].
@@ -86,6 +89,7 @@ class EngineConfig:
     policy: str = "fcfs"
     ageing_seconds: float = 60.0
     swap_space: float = 0.0
+    host_cache: bool = False
     preemption: str = "auto"
     link_bandwidth: float | None = None
     compute_speed: float | None = None
@@ -137,7 +141,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (not _is_number(value) or value <= 0):
                 raise ConfigError(f"{name}={value!r} must be a positive number a second, or None to measure it")
-        for name in ("prefix_caching", "batch_invariant"):
+        for name in ("prefix_caching", "host_cache", "batch_invariant"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
 
@@ -158,6 +162,7 @@ class SchedulerConfig:
     eviction: str = "lru"
     depth: int = 0
     groups: tuple[LayerGroup, ...] = (LayerGroup(1),)
+    host_cache: bool = False
     num_host_blocks: int = 0  #: pages of host memory for swapped blocks
     preemption: str = "auto"
     page_bytes: int = 0
@@ -182,6 +187,7 @@ class SchedulerConfig:
             eviction=config.eviction,
             depth=config.depth,
             groups=facts.groups,
+            host_cache=config.host_cache,
             num_host_blocks=host_blocks(config.swap_space, facts.page_bytes),
             preemption=config.preemption,
             page_bytes=facts.page_bytes,

@@ -42,6 +42,7 @@ CONFIGS = st.builds(
     ageing_seconds=st.sampled_from([0.5, 50.0]),
     batching=st.sampled_from(["continuous", "continuous", "continuous", "static"]),
     prefix_caching=st.booleans(),
+    host_cache=st.booleans(),
     eviction=st.sampled_from(EVICTIONS),
     depth=st.sampled_from([0, 1]),
     num_host_blocks=st.sampled_from([0, 4, 64]),

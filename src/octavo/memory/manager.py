@@ -10,6 +10,7 @@ from octavo.errors import OutOfBlocksError
 from octavo.memory.departure import Departure
 from octavo.memory.evicting_pool import EvictingPool
 from octavo.memory.eviction import EVICTIONS
+from octavo.memory.host_cache import HostCache
 from octavo.memory.pool import BlockPool
 from octavo.memory.prefix_tree import PrefixTree, block_key, block_keys
 from octavo.memory.snapshot import MemorySnapshot
@@ -49,6 +50,9 @@ class MemoryManager:
         self.copies: list[BlockCopy] = []
         self.evicted: list[int] = []
         self.swaps = SwapTable(config.num_host_blocks)
+        self.host_cache: HostCache | None = None
+        if config.host_cache and config.prefix_caching and config.num_host_blocks and not self.windowed:
+            self.host_cache = HostCache(self.tree, self.swaps)
         # (node, next block's tokens) -> the sequence that is computing that block just now
         self._leaders: dict[tuple[PrefixNode, bytes], Sequence] = {}
         self._led: dict[int, tuple[PrefixNode, bytes]] = {}
@@ -59,6 +63,11 @@ class MemoryManager:
     def num_free(self) -> int:
         """Blocks that can be had, cached ones included."""
         return self.pool.num_free
+
+    @property
+    def num_host_free(self) -> int:
+        """Host pages that a sequence can have, those of demoted prefixes included."""
+        return self.swaps.host.num_free + (self.host_cache.num_reclaimable if self.host_cache is not None else 0)
 
     def blocks_for(self, num_tokens: int) -> int:
         """The most blocks that a sequence of so many tokens holds at once, over all layer groups."""
@@ -93,6 +102,9 @@ class MemoryManager:
         """The nodes of the longest cached prefix that ``seq`` can go on from, leaving at least its last token to
         compute."""
         nodes = self._walk(seq, array("i", seq.tokens))
+        if self.host_cache is not None:
+            while nodes and nodes[-1] in self.host_cache.nodes:
+                nodes.pop()
         if self.windowed:
             del nodes[self._covered(nodes) :]
         return nodes
@@ -274,21 +286,17 @@ class MemoryManager:
             if not node:
                 blocks = tuple([table.blocks[i] for table in seq.tables])
                 node = tree.insert(seq.node, key, blocks)
-                held = blocks if HOLE not in blocks else tuple(block for block in blocks if block != HOLE)
-                for block in held:
-                    pool.node[block] = node
-                if self.evicting is not None:
-                    self.evicting.file(node, held, seq.node, key, i)
+                self._file(node, tuple([block for block in blocks if block != HOLE]), seq.node, key, i)
             else:
+                if self.host_cache is not None and node in self.host_cache.nodes:  # computed again since it was demoted
+                    self.host_cache.take(node)
                 for g, (table, block) in enumerate(zip(seq.tables, tree.blocks[node], strict=True)):
                     own = table.blocks[i]
                     if own in (block, HOLE):
                         continue
                     if block == HOLE:  # evicted since, and computed anew
                         tree.put(node, g, own)
-                        pool.node[own] = node
-                        if self.evicting is not None:
-                            self.evicting.file(node, (own,), seq.node, key, i)
+                        self._file(node, (own,), seq.node, key, i)
                     else:
                         pool.share(block)
                         table.blocks[i] = block
@@ -347,6 +355,8 @@ class MemoryManager:
             counts = {block: 1 for table in seq.tables for block in table.blocks}
             first, rows = self._movable(seq, length, counts, set())
             if rows:
+                if self.host_cache is not None:
+                    self.host_cache.make_room(sum(block != HOLE for row in rows for block in row))
                 before = len(self.swaps.moves_out)
                 self.swaps.put(seq, first, length, rows)
                 seq.request.num_swapped_out += len(self.swaps.moves_out) - before
@@ -410,9 +420,36 @@ class MemoryManager:
         self.swaps.moves_in[block] = page
         return block
 
+    def promote(self, seq: Sequence) -> None:
+        """Bring those blocks of the prefix that ``seq`` could share back to the device which are in host memory. They
+        are cached there like any other block that nobody holds, and as many are free as were before."""
+        cache, pool = self.host_cache, self.pool
+        if cache is None or not cache.nodes:
+            return
+        nodes = self._walk(seq, array("i", seq.tokens))
+        first = next((i for i, node in enumerate(nodes) if node in cache.nodes), len(nodes))
+        if first == len(nodes):
+            return
+        held = [block for node in nodes[:first] for block in self.tree.blocks[node]]
+        for block in held:  # lest it be evicted for what follows it
+            pool.share(block)
+        for i in range(first, len(nodes)):
+            node = nodes[i]
+            if node not in cache.nodes or cache.is_fresh(node) or pool.num_free < self.num_groups:
+                break
+            pages = cache.take(node)
+            blocks = tuple([self._take_back(page) for page in pages])
+            cache.num_promoted += len(pages)
+            parent: PrefixNode = nodes[i - 1] if i else seq.request.namespace
+            self.tree.blocks[node] = blocks
+            self._file(node, blocks, parent, block_key(seq.tokens, i * self.block_size, (i + 1) * self.block_size), i)
+            held.extend(blocks)
+        for block in reversed(held):
+            pool.release(block)
+
     def reset_prefix_cache(self) -> int:
         """Forget every cached block that nobody holds; returns how many."""
-        count = 0
+        count = 0 if self.host_cache is None else self.host_cache.clear()
         for block in self.pool.free_blocks():
             if self.pool.node[block]:
                 self._forget(block)
@@ -445,7 +482,7 @@ class MemoryManager:
         if len(free) + sum(count > 0 for count in counts) != self.pool.num_blocks:
             raise RuntimeError("blocks have leaked: free + cached + used is not the pool")
         self._audit_tree()
-        self.swaps.audit()
+        self.swaps.audit(() if self.host_cache is None else self.host_cache.audit())
 
     def _audit_holes(self, seq: Sequence, group: LayerGroup, table: BlockTable) -> None:
         size, held = self.block_size, len(table.blocks) - table.gone
@@ -460,7 +497,12 @@ class MemoryManager:
         pool, tree = self.pool, self.tree
         held = {block for block in range(pool.num_blocks) if pool.node[block]}
         filed: set[int] = set()
+        demoted = () if self.host_cache is None else self.host_cache.nodes
         for node in tree.nodes():
+            if node in demoted:
+                if any(block != HOLE for block in tree.blocks[node]):
+                    raise RuntimeError(f"prefix node {node} is demoted, and names a block")
+                continue
             blocks = [block for block in tree.blocks[node] if block != HOLE]
             filed.update(blocks)
             parent = tree.parent(node)
@@ -523,37 +565,66 @@ class MemoryManager:
 
     def _allocate(self) -> int:
         block = self.pool.allocate()
-        self.swaps.moves_in.pop(block, None)  # whoever it was for has lost it again
-        if self.pool.node[block]:
+        node = self.pool.node[block]
+        if node:
             self.evicted.append(block)
-            self._forget(block)
+            if self.host_cache is None or not self._demote(self.host_cache, node):
+                self._forget(block)
+        self.swaps.moves_in.pop(block, None)  # whoever it was for has lost it again
         return block
+
+    def _file(self, node: int, blocks: tuple[int, ...], parent: PrefixNode, key: bytes, depth: int) -> None:
+        """``blocks`` hold content of ``node`` now."""
+        for block in blocks:
+            self.pool.node[block] = node
+        if self.evicting is not None:
+            self.evicting.file(node, blocks, parent, key, depth)
+
+    def _demote(self, cache: HostCache, node: int) -> bool:
+        """Move a node that is to be evicted to host memory; False if it cannot be, because there is no page, or its
+        content is only just on its way to the device."""
+        blocks = self.tree.blocks[node]
+        if any(block in self.swaps.moves_in for block in blocks) or not cache.demote(node, blocks):
+            return False
+        self.tree.blocks[node] = (HOLE,) * self.num_groups
+        self._bare(blocks, self.tree.parent(node))
+        return True
 
     def _forget(self, block: int) -> None:
         """What ``block`` holds is cached no longer: its node goes (a leaf, by the order of release) and whatever else
         that holds; or, where the block is a windowed group's, the block alone."""
         pool, tree = self.pool, self.tree
         node = pool.node[block]
-        group = tree.blocks[node].index(block)
-        if group in self.windowed:
+        if self.windowed and (group := tree.blocks[node].index(block)) in self.windowed:
             tree.put(node, group, HOLE)
             tree.prune(node)
             pool.forget(block)
             return
+        if self.host_cache is not None:
+            self.host_cache.drop_below(node)
         parent = tree.parent(node)
-        for gone in tree.remove(node):
-            if gone != HOLE:
-                pool.forget(gone)
-        if self.evicting is not None and isinstance(parent, int) and not tree.num_children(parent):
-            for above, layers in zip(tree.blocks[parent], self.groups, strict=True):
-                if layers.window is None:
+        self._bare(tree.remove(node), parent)
+
+    def _bare(self, blocks: tuple[int, ...], parent: PrefixNode) -> None:
+        """``blocks`` hold nothing any more; if their node was the last one below ``parent``, that may go next."""
+        for block in blocks:
+            if block != HOLE:
+                self.pool.forget(block)
+        if self.evicting is not None and isinstance(parent, int) and not self._num_below(parent):
+            for above, group in zip(self.tree.blocks[parent], self.groups, strict=True):
+                if group.window is None:
                     self.evicting.settle(above)
 
     def _may_go(self, block: int) -> bool:
         """Whether the prefix tree could do without what ``block`` holds: leaves go before their parents, but for
         blocks of windowed groups."""
         node = self.pool.node[block]
-        return not self.tree.num_children(node) or self.tree.blocks[node].index(block) in self.windowed
+        return not self._num_below(node) or self.tree.blocks[node].index(block) in self.windowed
+
+    def _num_below(self, node: int) -> int:
+        """The node's children on the device."""
+        children = self.tree.num_children(node)
+        return children - self.host_cache.num_below(node) if children and self.host_cache is not None else children
 
     def _release(self, block: int) -> None:
         pool = self.pool

@@ -20,13 +20,14 @@ class SwapTable:
         num_host_blocks: pages at the most; 0 for none.
     """
 
-    __slots__ = ("_returned", "host", "moves_in", "moves_out", "swapped")
+    __slots__ = ("_returned", "host", "moves_in", "moves_out", "num_steps", "swapped")
 
     def __init__(self, num_host_blocks: int) -> None:
         self.host = HostPool(num_host_blocks)
         self.swapped: dict[int, Sequence] = {}  # by id
         self.moves_out: list[tuple[int, int]] = []  # (device block, host block)
         self.moves_in: dict[int, int] = {}  # device block -> host block
+        self.num_steps = 0  # planned so far
         self._returned: list[int] = []
 
     def put(self, seq: Sequence, first: int, length: int, rows: list[tuple[int, ...]]) -> None:
@@ -45,14 +46,19 @@ class SwapTable:
     def discard(self, seq: Sequence) -> None:
         """Give the sequence's pages back."""
         if seq.swapped is not None:
-            self._returned.extend(_pages(seq.swapped))
+            self.give_back(_pages(seq.swapped))
             seq.swapped = None
             del self.swapped[seq.id]
+
+    def give_back(self, pages: Iterable[int]) -> None:
+        """Pages that this step may still read; they are free after it."""
+        self._returned.extend(pages)
 
     def end_step(self) -> None:
         """The moves are in a plan: what they read may be overwritten by later ones."""
         self.host.release(self._returned)
         self._returned.clear()
+        self.num_steps += 1
         self.moves_out.clear()
         self.moves_in.clear()
 

@@ -109,11 +109,11 @@ class Residency:
         self.enqueue(request)
 
     def _swaps(self, request: Request) -> bool:
-        host = self.memory.swaps.host
-        if not host.num_free or self.config.preemption == "recompute":
+        room = self.memory.num_host_free
+        if not room or self.config.preemption == "recompute":
             return False
         departure = self.memory.departure(request)
-        return departure is not None and departure.num_pages <= host.num_free and prefers_swap(self.config, departure)
+        return departure is not None and departure.num_pages <= room and prefers_swap(self.config, departure)
 
     # -- leaving -----------------------------------------------------------------------------------------------
 

@@ -124,6 +124,8 @@ class Turn:
 
     def _share(self, seq: Sequence, end: int, room: int) -> bool:
         """Begin a sequence that holds nothing with what is cached of it; False if it has to wait."""
+        if not self.short and seq.request.prompt_logprobs is None:
+            self.memory.promote(seq)
         nodes = self._match(seq)
         start, swapped = len(nodes) * self.memory.block_size, seq.swapped
         if swapped is not None and len(nodes) >= swapped.first:
