@@ -48,6 +48,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("compute_speed", -1.0, "compute_speed=-1.0 must be a positive number"),
     ("batching", "dynamic", "use one of continuous, static"),
     ("eviction", "mru", "use one of lru, fifo, lfu"),
+    ("host_cache", 1, "host_cache must be True or False"),
+    ("host_cache", True, "host_cache=True needs host memory (swap_space above 0)"),
     ("prefix_caching", 1, "prefix_caching must be True or False"),
     ("batch_invariant", "yes", "batch_invariant must be True or False"),
     ("depth", 2, "depth=2 is out of range: use 0 to 1"),
@@ -95,6 +97,15 @@ def test_the_schedulers_part_is_plain_data() -> None:
     } - {"num_blocks", "max_model_len", "link_bandwidth", "compute_speed"}:
         assert getattr(config, name) == getattr(engine, name)
     assert json.loads(json.dumps(config.as_dict()))["groups"][1] == {"num_layers": 2, "window": 8}
+
+
+def test_host_cache_wants_models_that_keep_the_whole_context() -> None:
+    config = EngineConfig(swap_space=1.0, host_cache=True)
+    facts = ModelFacts(num_blocks=9, max_model_len=50, vocab_size=7, page_bytes=2**20)
+    assert SchedulerConfig.of(config, facts).host_cache
+    facts = dataclasses.replace(facts, groups=(LayerGroup(1), LayerGroup(1, window=8)))
+    with pytest.raises(ConfigError, match="host_cache=True is not for models with sliding windows"):
+        SchedulerConfig.of(config, facts)
 
 
 def test_the_names_of_eviction_policies_are_those_there_are() -> None:

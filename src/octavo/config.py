@@ -144,6 +144,8 @@ class EngineConfig:
         for name in ("prefix_caching", "host_cache", "batch_invariant"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if self.host_cache and not (self.swap_space and self.prefix_caching):
+            raise ConfigError("host_cache=True needs host memory (swap_space above 0) and prefix_caching=True")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +175,13 @@ class SchedulerConfig:
 
     @classmethod
     def of(cls, config: EngineConfig, facts: ModelFacts) -> SchedulerConfig:
-        """The scheduler's part of an engine's configuration, with what the executor found out."""
+        """The scheduler's part of an engine's configuration, with what the executor found out.
+
+        Raises:
+            ConfigError: the two do not go together; the message names the field.
+        """
+        if config.host_cache and any(group.window is not None for group in facts.groups):
+            raise ConfigError("host_cache=True is not for models with sliding windows: leave it off")
         return cls(
             num_blocks=facts.num_blocks,
             block_size=config.block_size,

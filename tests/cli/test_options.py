@@ -50,7 +50,7 @@ CONFIGURATION: dict[str, Any] = {
     "block_size": 8, "num_blocks": 99, "memory_utilization": 0.25, "max_num_seqs": 3, "max_num_batched_tokens": 64,
     "max_model_len": 77, "policy": "priority", "ageing_seconds": 5.5, "batching": "static", "prefix_caching": False,
     "eviction": "lfu", "depth": 1, "batch_invariant": True, "num_threads": 2, "seed": 11,
-    "swap_space": 0.5, "preemption": "swap", "link_bandwidth": 2e9, "compute_speed": 3e11,
+    "swap_space": 0.5, "host_cache": False, "preemption": "swap", "link_bandwidth": 2e9, "compute_speed": 3e11,
 }  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def test_every_engine_flag_reaches_its_field() -> None:
     config, params = built(*arguments)
     assert config == EngineConfig(**CONFIGURATION)
     assert params == SamplingParams()
+    assert built("--swap-space", "1", "--host-cache")[0] == EngineConfig(swap_space=1.0, host_cache=True)
 
 
 def test_every_sampling_flag_reaches_its_field() -> None:

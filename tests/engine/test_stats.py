@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engine_case import oracle_engine
+from engine_case import Wrapped, oracle_engine
 
 from octavo import LLMEngine, SamplingParams
 from octavo.engine import EngineStats
+from octavo.simulator.oracle import OracleExecutor
 
 
 def test_counts(tiny_llama: Path) -> None:
@@ -28,6 +29,31 @@ def test_counts(tiny_llama: Path) -> None:
         assert stats.num_generated_tokens == 6 + 3 * 4
         engine.reset_stats()
         assert engine.stats() == EngineStats()
+
+
+def test_the_second_tier(tiny_llama: Path) -> None:
+    class Hosted(Wrapped):
+        def __init__(self, inner: OracleExecutor) -> None:
+            facts = inner.facts
+            oracle = OracleExecutor(
+                facts.num_blocks,
+                inner.block_size,
+                num_host_blocks=64,
+                vocab_size=facts.vocab_size,
+                max_model_len=facts.max_model_len,
+            )
+            super().__init__(oracle, page_bytes=2**24)
+
+    with oracle_engine(tiny_llama, executor=Hosted, num_blocks=16, swap_space=1.0, host_cache=True) as engine:
+        prompts = [[place] * 41 for place in (1, 2, 1)]
+        for prompt in prompts:
+            engine.generate([prompt], max_tokens=2)
+        stats = engine.stats()
+        assert stats.num_demoted == stats.num_swapped_out > 0
+        assert stats.num_promoted == stats.num_swapped_in > 0
+        assert stats.num_cached_tokens == 40
+        engine.reset_stats()
+        assert (engine.stats().num_demoted, engine.stats().num_promoted) == (0, 0)
 
 
 def test_preemptions_and_evictions(tiny_llama: Path) -> None:

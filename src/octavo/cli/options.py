@@ -50,6 +50,7 @@ ENGINE: dict[str, Flag] = {
     "policy": Flag(str, "Who goes first.", metavar=_one_of(POLICIES)),
     "ageing_seconds": Flag(float, "Under --policy priority: waiting so long gains one level.", "60"),
     "swap_space": Flag(float, "GiB of host memory for the blocks of preempted requests.", "0: none"),
+    "host_cache": Flag(bool, "Let evicted prefixes wait in that memory too.", "off"),
     "preemption": Flag(str, "How a request gives up its memory.", metavar=_one_of(PREEMPTIONS)),
     "link_bandwidth": Flag(float, "Under --preemption auto: bytes a second to host memory and back.", "measured"),
     "compute_speed": Flag(float, "Under --preemption auto: FLOP a second of a prefill.", "measured"),

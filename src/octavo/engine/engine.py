@@ -88,6 +88,7 @@ class LLMEngine:
         self._failure: BaseException | None = None
         self._stats = EngineStats()
         self._preemptions_before = 0
+        self._tiers_before = (0, 0)  # blocks demoted and promoted
 
     # -- the loop, by hand -------------------------------------------------------------------------------------
 
@@ -310,12 +311,20 @@ class LLMEngine:
     def stats(self) -> EngineStats:
         """Totals so far."""
         self._stats.num_preemptions = self.scheduler.residency.num_preemptions - self._preemptions_before
+        cache = self.scheduler.memory.host_cache
+        if cache is not None:
+            demoted, promoted = self._tiers_before
+            self._stats.num_demoted = cache.num_demoted - demoted
+            self._stats.num_promoted = cache.num_promoted - promoted
         return self._stats
 
     def reset_stats(self) -> None:
         """Count from zero (after a warm-up, say)."""
         self._stats = EngineStats()
         self._preemptions_before = self.scheduler.residency.num_preemptions
+        cache = self.scheduler.memory.host_cache
+        if cache is not None:
+            self._tiers_before = (cache.num_demoted, cache.num_promoted)
 
     def memory_snapshot(self) -> MemorySnapshot:
         """Every block of the pool, and whose it is."""

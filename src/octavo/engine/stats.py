@@ -20,6 +20,8 @@ class EngineStats:
     num_preemptions: int = 0
     num_swapped_out: int = 0  #: blocks moved to host memory
     num_swapped_in: int = 0  #: blocks moved back
+    num_demoted: int = 0  #: those of them that were evicted from the prefix cache on the device
+    num_promoted: int = 0  #: and those that came back to it
     num_copies: int = 0  #: copy-on-write
     num_evicted: int = 0  #: cached blocks dropped to make room
     peak_blocks: int = 0  #: the most blocks held at once

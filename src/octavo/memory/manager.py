@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from itertools import islice, takewhile
 
 from octavo.config import SchedulerConfig
 from octavo.errors import OutOfBlocksError
@@ -433,13 +434,12 @@ class MemoryManager:
         held = [block for node in nodes[:first] for block in self.tree.blocks[node]]
         for block in held:  # lest it be evicted for what follows it
             pool.share(block)
-        for i in range(first, len(nodes)):
-            node = nodes[i]
-            if node not in cache.nodes or cache.is_fresh(node) or pool.num_free < self.num_groups:
-                break
-            pages = cache.take(node)
-            blocks = tuple([self._take_back(page) for page in pages])
-            cache.num_promoted += len(pages)
+        readable = takewhile(lambda node: not cache.is_fresh(node), nodes[first:])
+        coming = list(islice(readable, pool.num_free // self.num_groups))
+        pages = [cache.take(node) for node in coming]  # all first, lest they make way for what they drive out
+        cache.num_promoted += len(coming) * self.num_groups
+        for i, (node, row) in enumerate(zip(coming, pages, strict=True), first):
+            blocks = tuple([self._take_back(page) for page in row])
             parent: PrefixNode = nodes[i - 1] if i else seq.request.namespace
             self.tree.blocks[node] = blocks
             self._file(node, blocks, parent, block_key(seq.tokens, i * self.block_size, (i + 1) * self.block_size), i)
