@@ -115,43 +115,48 @@ def test_chunked(engine_of: Callable[..., LLMEngine], alone: Bits) -> None:
 
 
 @pytest.fixture(scope="module")
-def tight(folder: Path) -> dict[str, int]:
-    """Memory in which one request has room, but not three."""
-    return {"num_blocks": 24 * len(read_model_config(folder).layer_groups), "max_model_len": 90}
+def tight(folder: Path) -> dict[str, Any]:
+    """Memory in which one request has room, but not another, more urgent one beside it."""
+    step, longest = 16, 90
+    groups = read_model_config(folder).layer_groups
+    room = sum(group.blocks_for(longest, 4, 2 * step) for group in groups)
+    return {"num_blocks": room, "max_model_len": longest, "max_num_batched_tokens": step, "policy": "priority"}
+
+
+def interrupted(engine: LLMEngine) -> RequestOutput:
+    """The request, put out by an urgent one when half of it is done."""
+    name = engine.add_request(PROMPT, DRAWN)
+    while engine.stats().num_generated_tokens < NEW // 2:
+        engine.step()
+    engine.add_request(prompt_of(50, 50), DRAWN, priority=-1)
+    outputs: dict[str, RequestOutput] = {}
+    while engine.has_unfinished():
+        outputs |= {output.request_id: output for output in engine.step() if output.finished}
+    assert outputs[name].metrics.num_preemptions > 0
+    assert engine.stats().num_swapped_out == outputs[name].metrics.num_swapped_out
+    assert engine.stats().num_swapped_in == outputs[name].metrics.num_swapped_in
+    return outputs[name]
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-def test_preempted(engine_of: Callable[..., LLMEngine], tight: dict[str, int], alone: Bits, depth: int) -> None:
-    with engine_of(**tight, depth=depth) as engine:
-        outputs = engine.generate([OTHERS[3], OTHERS[7], PROMPT], DRAWN)
-        assert outputs[2].metrics.num_preemptions > 0
-        assert bits(outputs[2]) == alone
-        assert engine.stats().num_preemptions > 0
-
-
-def test_preempted_without_a_cache_to_come_back_to(
-    engine_of: Callable[..., LLMEngine], tight: dict[str, int], alone: Bits
+@pytest.mark.parametrize("caching", [True, False])
+def test_preempted(
+    engine_of: Callable[..., LLMEngine], tight: dict[str, Any], alone: Bits, depth: int, caching: bool
 ) -> None:
-    with engine_of(**tight, prefix_caching=False) as engine:
-        outputs = engine.generate([OTHERS[3], OTHERS[7], PROMPT], DRAWN)
-        assert outputs[2].metrics.num_preemptions > 0
-        assert bits(outputs[2]) == alone
+    with engine_of(**tight, depth=depth, prefix_caching=caching) as engine:
+        assert bits(interrupted(engine)) == alone
 
 
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("caching", [True, False])
 def test_swapped(
-    engine_of: Callable[..., LLMEngine], tight: dict[str, int], alone: Bits, depth: int, caching: bool
+    engine_of: Callable[..., LLMEngine], tight: dict[str, Any], alone: Bits, depth: int, caching: bool
 ) -> None:
     with engine_of(**tight, depth=depth, prefix_caching=caching, swap_space=0.01, preemption="swap") as engine:
-        outputs = engine.generate([OTHERS[3], OTHERS[7], PROMPT], DRAWN)
-        assert outputs[2].metrics.num_preemptions > 0
-        assert outputs[2].metrics.num_swapped_out > 0
-        assert caching or outputs[2].metrics.num_swapped_in == outputs[2].metrics.num_swapped_out
-        assert bits(outputs[2]) == alone
-        stats = engine.stats()
-        assert stats.num_swapped_out == sum(output.metrics.num_swapped_out for output in outputs)
-        assert stats.num_swapped_in == sum(output.metrics.num_swapped_in for output in outputs)
+        output = interrupted(engine)
+        assert output.metrics.num_swapped_out > 0
+        assert caching or output.metrics.num_swapped_in == output.metrics.num_swapped_out
+        assert bits(output) == alone
 
 
 def test_a_quarter_of_the_running_swapped_out_and_in(engine_of: Callable[..., LLMEngine]) -> None:
@@ -160,8 +165,8 @@ def test_a_quarter_of_the_running_swapped_out_and_in(engine_of: Callable[..., LL
     prompts = [*OTHERS[:7], PROMPT]
     with engine_of() as engine:
         undisturbed = [bits(output) for output in engine.generate(prompts, DRAWN)]
-        groups = len(engine.facts.groups)
-    blocks = groups * sum(-(-(len(prompt) + NEW) // 4) for prompt in prompts)
+        groups = engine.facts.groups
+    blocks = sum(group.blocks_for(len(prompt) + NEW, 4, 1) for group in groups for prompt in prompts)
     small = {"num_blocks": blocks, "policy": "priority", "prefix_caching": False, "max_model_len": 190}
     with engine_of(**small, swap_space=0.01, preemption="swap") as engine:
         names = [engine.add_request(prompt, DRAWN) for prompt in prompts]
@@ -170,7 +175,7 @@ def test_a_quarter_of_the_running_swapped_out_and_in(engine_of: Callable[..., LL
             engine.step()
         snapshot = engine.memory_snapshot()
         free = snapshot.num_free + snapshot.num_cached
-        urgent = engine.add_request(prompt_of(min(4 * (free // groups + 12), 140), 5), DRAWN, priority=-1)
+        urgent = engine.add_request(prompt_of(min(4 * (free // len(groups) + 12), 140), 5), DRAWN, priority=-1)
         while engine.has_unfinished():
             outputs |= {output.request_id: output for output in engine.step() if output.finished}
         swapped = [name for name in names if outputs[name].metrics.num_swapped_in]

@@ -53,7 +53,7 @@ PROMPTS: list[tuple[Any, dict[str, Any], type[OctavoError], str]] = [
     ("a lone \ud800 surrogate", {}, RequestError, "Unicode"),
     ([5] * 512, {}, PromptTooLongError, "512 tokens"),
     ([5] * 5000, {}, PromptTooLongError, "max_model_len"),
-    (GOOD, {"max_tokens": 2000}, RequestTooLargeError, "pool, which holds 1200 tokens"),
+    (GOOD, {"max_tokens": 2000}, RequestTooLargeError, "pool: they take 501 blocks of 300"),
     (GOOD, {"max_tokens": 500, "n": 4}, RequestTooLargeError, "num_blocks"),
     (GOOD, {"n": 13}, RequestTooLargeError, "max_num_seqs is 12"),
     (GOOD, {"best_of": 13}, RequestTooLargeError, "max_num_seqs is 12"),
@@ -312,7 +312,7 @@ def test_a_pool_smaller_than_the_context_serves_what_fits(tmp_path: Path) -> Non
         assert len(output.outputs[0].token_ids) == 8
         with pytest.raises(PromptTooLongError):
             engine.generate([[5] * 48])
-        with pytest.raises(RequestTooLargeError, match="can never fit the block pool, which holds 48 tokens"):
+        with pytest.raises(RequestTooLargeError, match="can never fit the block pool: they take 4 blocks of 3"):
             engine.generate([[5] * 40], max_tokens=9)
 
 

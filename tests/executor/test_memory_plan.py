@@ -4,14 +4,19 @@ from hypothesis import strategies as st
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
-from octavo.executor.memory_plan import blocks_for, plan_memory
+from octavo.executor.memory_plan import blocks_for, longest_context, plan_memory
 from octavo.plan import LayerGroup
 
 GIB = 2**30
 
 
 def plan(
-    available: int = 8 * GIB, weights: int = GIB, page: int = 2**16, longest: int = 4096, groups: int = 1, **keywords
+    available: int = 8 * GIB,
+    weights: int = GIB,
+    page: int = 2**16,
+    longest: int = 4096,
+    windows: tuple[int | None, ...] = (None,),
+    **keywords,
 ):
     return plan_memory(
         available_bytes=available,
@@ -19,7 +24,7 @@ def plan(
         page_bytes=page,
         model_max_len=longest,
         config=EngineConfig(**keywords),
-        groups=(LayerGroup(2),) * groups,
+        groups=tuple(LayerGroup(2, window) for window in windows),
     )
 
 
@@ -77,13 +82,38 @@ def test_an_explicit_context_is_served_or_refused() -> None:
         plan(max_model_len=5000)
 
 
+def test_windows_let_a_pool_serve_longer_contexts() -> None:
+    few = {"num_blocks": 100, "max_num_batched_tokens": 32}
+    assert plan(windows=(None, None, None), **few).max_model_len == 33 * 16
+    mixed = plan(windows=(None, 64, 64), **few)
+    assert mixed.max_model_len == (100 - 2 * 7) * 16  # 64 - 1 + 32 tokens, wherever in a block they begin
+    assert plan(windows=(64,), **few).max_model_len == 4096
+    assert plan(windows=(64,), **few).concurrent_at_full_context == 100 // 7
+    assert plan(windows=(64,), num_blocks=100, max_num_batched_tokens=32, depth=1).concurrent_at_full_context == 11
+
+
+@given(
+    windows=st.lists(st.none() | st.integers(1, 300), min_size=1, max_size=4),
+    num_blocks=st.integers(0, 200),
+    upto=st.integers(1, 3000),
+    block_size=st.integers(1, 32),
+    stride=st.integers(1, 200),
+)
+def test_the_longest_context_is_the_longest(windows, num_blocks, upto, block_size, stride) -> None:
+    groups = [LayerGroup(1, window) for window in windows]
+    tokens = longest_context(num_blocks, upto, block_size, groups, stride)
+    assert 0 <= tokens <= upto
+    assert not tokens or blocks_for(tokens, block_size, groups, stride) <= num_blocks
+    assert tokens == upto or blocks_for(tokens + 1, block_size, groups, stride) > num_blocks
+
+
 def test_what_memory_cannot_hold_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"the weights take 9\.0 GiB and 8\.0 GiB"):
         plan(weights=9 * GIB)
     with pytest.raises(ConfigError, match=r"num_blocks=200000 takes .* lower it to 114688"):
         plan(num_blocks=200_000)
     with pytest.raises(ConfigError, match="num_blocks=1 is less than one block for each of 2"):
-        plan(num_blocks=1, groups=2)
+        plan(num_blocks=1, windows=(None, None))
     with pytest.raises(ConfigError, match="too few to continue a prompt"):
         plan(num_blocks=1, block_size=1)
 
@@ -93,15 +123,28 @@ def test_what_memory_cannot_hold_is_refused() -> None:
     weights=st.integers(0, 2**38),
     page=st.integers(1, 2**24),
     longest=st.integers(2, 2**20),
-    groups=st.integers(1, 3),
+    windows=st.lists(st.none() | st.integers(1, 3000), min_size=1, max_size=4).map(tuple),
     block_size=st.integers(1, 64),
     num_blocks=st.none() | st.integers(1, 10**6),
     utilization=st.floats(0.01, 1.0),
     swap_space=st.sampled_from([0.0, 0.01, 1.0, 50.0]),
     max_num_seqs=st.integers(1, 1000),
+    step=st.integers(1, 4096),
+    depth=st.integers(0, 1),
 )
 def test_a_plan_holds_what_it_promises(
-    available, weights, page, longest, groups, block_size, num_blocks, utilization, swap_space, max_num_seqs
+    available,
+    weights,
+    page,
+    longest,
+    windows,
+    block_size,
+    num_blocks,
+    utilization,
+    swap_space,
+    max_num_seqs,
+    step,
+    depth,
 ) -> None:
     try:
         made = plan(
@@ -109,7 +152,9 @@ def test_a_plan_holds_what_it_promises(
             weights,
             page,
             longest,
-            groups,
+            windows,
+            max_num_batched_tokens=step,
+            depth=depth,
             block_size=block_size,
             num_blocks=num_blocks,
             memory_utilization=utilization,
@@ -119,7 +164,8 @@ def test_a_plan_holds_what_it_promises(
     except ConfigError:
         assume(False)
         return
-    one = blocks_for(made.max_model_len, block_size, groups)
+    groups, stride = [LayerGroup(2, window) for window in windows], step * (depth + 1)
+    one = blocks_for(made.max_model_len, block_size, groups, stride)
     assert 2 <= made.max_model_len <= longest
     assert one <= made.num_blocks
     assert made.weights_bytes + made.kv_bytes + made.swap_bytes <= available
@@ -127,8 +173,8 @@ def test_a_plan_holds_what_it_promises(
     assert made.concurrent_at_full_context >= 1
     assert (made.max_model_len < longest) == bool(made.notes)
     if made.notes:  # cut no further than it had to be
-        assert blocks_for(made.max_model_len + block_size, block_size, groups) > made.num_blocks
+        assert blocks_for(made.max_model_len + block_size, block_size, groups, stride) > made.num_blocks
     if num_blocks is None:
-        assert made.num_blocks <= max_num_seqs * blocks_for(longest, block_size, groups)
+        assert made.num_blocks <= max_num_seqs * blocks_for(longest, block_size, groups, stride)
     else:
         assert made.num_blocks == num_blocks

@@ -44,6 +44,7 @@ def as_data(report: Any) -> dict[str, Any]:
     data["versions"] = dict(report.versions)
     data["folder"] = str(report.folder)
     data["memory"].update(
+        num_groups=memory.num_groups,
         kv_bytes=memory.kv_bytes,
         swap_bytes=memory.swap_bytes,
         tokens=memory.tokens,

@@ -47,7 +47,8 @@ class Admission:
         self._defaults = defaults
         self._seed = config.seed
         self._policy = config.policy
-        self._pool_tokens = facts.num_blocks // len(facts.groups) * config.block_size
+        self._block_size = config.block_size
+        self._stride = config.max_num_batched_tokens * (config.depth + 1)
         self._count = 0
 
     def request(
@@ -91,10 +92,11 @@ class Admission:
                 f"min_tokens={resolved.min_tokens} exceeds the {room} tokens that the context leaves after the prompt"
             )
         asked = len(token_ids) + (0 if params is None else params.max_tokens or 0)
-        if asked > self._pool_tokens:
+        needed = sum(group.blocks_for(asked, self._block_size, self._stride) for group in self._facts.groups)
+        if needed > self._facts.num_blocks:
             raise RequestTooLargeError(
                 f"prompt and max_tokens ({len(token_ids)} + {asked - len(token_ids)} tokens) can never fit the block "
-                f"pool, which holds {self._pool_tokens} tokens: lower max_tokens, or raise num_blocks"
+                f"pool: they take {needed} blocks of {self._facts.num_blocks}; lower max_tokens, or raise num_blocks"
             )
         eos = () if resolved.ignore_eos else self._facts.eos_token_ids
         stop_ids = tuple(dict.fromkeys((*eos, *(resolved.stop_token_ids or ()))))

@@ -6,6 +6,7 @@ the memory after the weights, never more than the largest batch could use.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class MemoryPlan:
     weights_bytes: int
     page_bytes: int  #: one block of one layer group
     block_size: int  #: tokens a block holds
-    num_groups: int  #: blocks that ``block_size`` tokens of one sequence take
+    groups: tuple[LayerGroup, ...]  #: each takes blocks of its own
+    stride: int  #: the most tokens of a sequence that are planned and not yet committed
     num_blocks: int
     max_model_len: int  #: tokens of context served
     num_host_blocks: int = 0  #: pages of swap space
@@ -39,13 +41,18 @@ class MemoryPlan:
         return self.num_host_blocks * self.page_bytes
 
     @property
+    def num_groups(self) -> int:
+        """Blocks that ``block_size`` tokens of one sequence take before any has left a window."""
+        return len(self.groups)
+
+    @property
     def tokens(self) -> int:
-        """Tokens that the pool holds, all sequences together."""
+        """Tokens that the pool holds, all sequences together, before any has left a window."""
         return self.num_blocks // self.num_groups * self.block_size
 
     def concurrent(self, tokens: int) -> int:
         """How many sequences of ``tokens`` tokens the pool holds at once (``max_num_seqs`` is another limit)."""
-        return self.num_blocks // blocks_for(tokens, self.block_size, self.num_groups)
+        return self.num_blocks // blocks_for(tokens, self.block_size, self.groups, self.stride)
 
     @property
     def concurrent_at_full_context(self) -> int:
@@ -53,10 +60,17 @@ class MemoryPlan:
         return self.concurrent(self.max_model_len)
 
 
-def blocks_for(tokens: int, block_size: int, num_groups: int = 1) -> int:
-    """Blocks that one sequence of ``tokens`` tokens takes. A windowed group is counted in full: what it gives back
-    later is a gain, not something to promise."""
-    return -(-tokens // block_size) * num_groups
+def blocks_for(tokens: int, block_size: int, groups: Sequence[LayerGroup], stride: int) -> int:
+    """The most blocks that one sequence of ``tokens`` tokens holds at once; a windowed group gives back what has left
+    its window, so that it needs no more from some length on."""
+    return sum(group.blocks_for(tokens, block_size, stride) for group in groups)
+
+
+def longest_context(num_blocks: int, upto: int, block_size: int, groups: Sequence[LayerGroup], stride: int) -> int:
+    """Tokens that one sequence can have if the whole pool is its own, at most ``upto``."""
+    counts = range(1, -(-upto // block_size) + 1)
+    fitting = bisect_right(counts, num_blocks, key=lambda n: blocks_for(n * block_size, block_size, groups, stride))
+    return min(upto, fitting * block_size)
 
 
 def plan_memory(
@@ -80,7 +94,8 @@ def plan_memory(
         weights_bytes: size of the weights as they will lie in memory.
         page_bytes: size of one block of one group.
         model_max_len: the longest context the model was made for, in tokens.
-        config: block_size, num_blocks, memory_utilization, max_num_seqs, max_model_len and swap_space are read.
+        config: block_size, num_blocks, memory_utilization, max_num_seqs, max_num_batched_tokens, max_model_len, depth
+            and swap_space are read.
         groups: the model's layer groups, all drawing on the one pool.
 
     Raises:
@@ -89,6 +104,7 @@ def plan_memory(
             the pool holds.
     """
     size, per_step = config.block_size, len(groups)
+    stride = config.max_num_batched_tokens * (config.depth + 1)
     wanted = model_max_len if config.max_model_len is None else config.max_model_len
     if wanted > model_max_len:
         raise ConfigError(
@@ -119,33 +135,33 @@ def plan_memory(
         if num_blocks < per_step:
             raise ConfigError(f"num_blocks={num_blocks} is less than one block for each of {per_step} layer groups")
     else:
-        useful = config.max_num_seqs * blocks_for(wanted, size, per_step)
+        useful = config.max_num_seqs * blocks_for(wanted, size, groups, stride)
         num_blocks = max(min(int(free * config.memory_utilization) // page_bytes, useful), per_step)
-    holds = num_blocks // per_step * size
-    served = min(wanted, holds)
+    served = longest_context(num_blocks, wanted, size, groups, stride)
     if served < wanted:
         if config.max_model_len is not None:
-            need = blocks_for(wanted, size, per_step)
+            need = blocks_for(wanted, size, groups, stride)
             remedy = (
                 f"raise num_blocks to {need}"
                 if config.num_blocks is not None
                 else f"{_size(need * page_bytes)} is needed: raise memory_utilization or free some memory"
             )
             raise ConfigError(
-                f"max_model_len={wanted} cannot be served: the pool of {num_blocks} blocks holds {holds} tokens; "
+                f"max_model_len={wanted} cannot be served: the pool of {num_blocks} blocks holds {served} tokens; "
                 f"{remedy}, or lower max_model_len"
             )
         notes.append(f"context cut from {wanted} to {served} tokens: the pool holds {num_blocks} blocks of {size}")
     if served < 2:
         raise ConfigError(
-            f"the pool of {num_blocks} blocks holds {holds} token, too few to continue a prompt: raise num_blocks"
+            f"the pool of {num_blocks} blocks holds {served} token, too few to continue a prompt: raise num_blocks"
         )
     return MemoryPlan(
         available_bytes=available_bytes,
         weights_bytes=weights_bytes,
         page_bytes=page_bytes,
         block_size=size,
-        num_groups=per_step,
+        groups=tuple(groups),
+        stride=stride,
         num_blocks=num_blocks,
         max_model_len=served,
         num_host_blocks=num_host_blocks,
