@@ -87,8 +87,8 @@ MUTANTS = (
     Mutant(
         "forget a reference on fork",
         MANAGER,
-        "                self.pool.share(block)\n                target.blocks.append(block)\n",
-        "                target.blocks.append(block)\n",
+        "            for block in target.blocks[target.gone :]:\n                self.pool.share(block)\n",
+        "",
     ),
     Mutant(
         "let a fork's parent write on unasked",
@@ -125,7 +125,7 @@ MUTANTS = (
     Mutant(
         "keep an evicted block filed",
         MANAGER,
-        "            self.evicted.append(block)\n            self._forget_node(self.pool.node[block])\n",
+        "            self.evicted.append(block)\n            self._forget(block)\n",
         "            self.evicted.append(block)\n",
     ),
     Mutant(
@@ -151,8 +151,8 @@ MUTANTS = (
     Mutant(
         "offer a policy parents with children",
         MANAGER,
-        "        return not self.tree.num_children(self.pool.node[block])\n",
-        "        return True\n",
+        "        return not self.tree.num_children(node) or self.tree.blocks[node]",
+        "        return True or self.tree.blocks[node]",
     ),
     Mutant(
         "take a held block for a free one",
@@ -166,6 +166,32 @@ MUTANTS = (
         "        if seq.in_flight:\n            self._leaving",
         "        if False:\n            self._leaving",
     ),
+    # Windows
+    Mutant(
+        "give back a block that the window still shows",
+        MANAGER,
+        "            gone = self.groups[group].first_visible(seq.num_computed) // self.block_size\n",
+        "            gone = self.groups[group].first_visible(seq.num_computed) // self.block_size + 1\n",
+    ),
+    Mutant(
+        "give back what a plan in flight still reads",
+        MANAGER,
+        "            gone = self.groups[group].first_visible(seq.num_computed) // self.block_size\n",
+        "            gone = self.groups[group].first_visible(seq.num_scheduled) // self.block_size\n",
+    ),
+    Mutant(
+        "forget the window bound",
+        MANAGER,
+        "first_visible(seq.num_computed) // self.block_size\n",
+        "first_visible(0) // self.block_size\n",
+    ),
+    Mutant(
+        "match a prefix over a hole in its window",
+        MANAGER,
+        "            del nodes[self._covered(nodes) :]\n",
+        "            pass\n",
+    ),
+    Mutant("leave empty nodes in the tree", MANAGER, "            tree.prune(node)\n", ""),
     # Swapping
     Mutant("swap to wrong slots", SWAPS, "Swapped(first, length, placed)", "Swapped(first, length, placed[::-1])"),
     Mutant("leak a host page", SWAPS, "            self._returned.extend(_pages(seq.swapped))\n", ""),
@@ -211,8 +237,8 @@ MUTANTS = (
     Mutant(
         "idle cached blocks cost nothing to share",
         MANAGER,
-        "                    idle += refs[block] == 0\n",
-        "                    pass\n",
+        "need += min(wanted - len(nodes) + idle, most)",
+        "need += min(wanted - len(nodes), most)",
     ),
     # Scheduling
     Mutant(
