@@ -296,6 +296,13 @@ def test_unknown_keywords_name_their_neighbour(tiny_llama: Path) -> None:
         EngineConfig(max_num_seq=4)
 
 
+def test_swap_space_that_cannot_be_had_is_refused(tiny_llama: Path) -> None:
+    with pytest.raises(ConfigError, match=r"swap_space=60000 GiB leaves no room for the KV memory itself: .* is free"):
+        LLMEngine(EngineConfig(model=str(tiny_llama), swap_space=60_000))
+    with pytest.raises(ConfigError, match=r"swap_space=1e-07 GiB is less than one block of .* bytes"):
+        LLMEngine(EngineConfig(model=str(tiny_llama), swap_space=1e-7))
+
+
 def test_a_context_that_cannot_be_had_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(ConfigError, match="max_model_len=1000 exceeds"):
         LLM(str(tiny_llama), dtype="float32", num_blocks=50, max_model_len=1000)
