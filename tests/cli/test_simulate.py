@@ -81,6 +81,18 @@ def test_times_can_be_changed(octavo: Octavo) -> None:
     assert static["seconds"] >= continuous["seconds"]
 
 
+def test_contiguous_memory_beside_it(octavo: Octavo) -> None:
+    arguments = ["simulate", CODE, "--compare-contiguous", "--time-scale", "0", "--max-model-len", "16384"]
+    arguments += ["--memory", "6"]
+    code, out, _ = octavo(*arguments)
+    assert code == 0
+    assert re.search(r"reserve-max +[\d.]+ +0 +", out)
+    report = json.loads(octavo(*arguments, "--json", "-q")[1])
+    assert set(report["contiguous"]) == {"reserve-max", "power-of-two", "oracle"}
+    assert all(each["utilisation"] < report["utilisation"] for each in report["contiguous"].values())
+    assert report["contiguous"]["reserve-max"]["peak_resident"] == 3 < report["peak_resident"]
+
+
 def test_the_cache_alone(octavo: Octavo) -> None:
     code, out, _ = octavo("simulate", CHATS, "--cache-only")
     assert code == 0

@@ -321,3 +321,16 @@ def test_plans_do_not_depend_on_the_hash_seed() -> None:
         for seed in ("1", "2")
     }
     assert len(printed) == 1
+
+
+def test_a_static_batch_is_as_large_as_there_are_seats_whatever_a_step_can_compute() -> None:
+    over = case(batching="static", max_num_seqs=3, max_num_batched_tokens=4)
+    for length in (9, 2, 3, 2):
+        add(over, [length % 4] * 6, max_tokens=length)
+    over.step()
+    assert len(over.scheduler.residency.running) == 3
+    while len(over.scheduler.requests) > 1:
+        assert len(over.scheduler.residency.running) <= 3
+        over.step()
+    over.drain()
+    over.check_outputs()

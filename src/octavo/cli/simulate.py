@@ -66,6 +66,9 @@ def simulate(
         bool, typer.Option("--check", help="Prove each plan right with the KV oracle underneath. Slow.")
     ] = False,
     log: Annotated[Path | None, typer.Option(help="Write every plan to this file (a run log).")] = None,
+    compare_contiguous: Annotated[
+        bool, typer.Option("--compare-contiguous", help="Replay also on contiguous memory, as systems had it before.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
@@ -76,6 +79,7 @@ def simulate(
     if cache_only:
         _refuse_beside_cache_only(
             config, {"--rate": rate, "--time-scale": time_scale, "--log": log, "--check": check or None,
+                     "--compare-contiguous": compare_contiguous or None,
                      "--memory": memory, "--cost-number": cost_number},
         )  # fmt: skip
         trace = read_trace(file, piece=piece)
@@ -92,7 +96,7 @@ def simulate(
         cost, kv_bytes=None if memory is None else int(memory * 2**30), numbers=_numbers(cost_number or [])
     )
     trace = _timed(read_trace(file, piece=piece), limit, rate, time_scale)
-    _replay(trace, config, machine, cost, check, log, as_json, quiet)
+    _replay(trace, config, machine, cost, check, log, compare_contiguous, as_json, quiet)
 
 
 def _refuse_beside_cache_only(config: EngineConfig, given: dict[str, object]) -> None:
@@ -132,11 +136,13 @@ def _replay(
     cost: str,
     check: bool,
     log: Path | None,
+    compare: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
+    from octavo.memory.contiguous import RULES
     from octavo.recorder import RunLog
-    from octavo.simulator.simulation import simulation
+    from octavo.simulator.simulation import contiguous_simulation, simulation
 
     with ExitStack() as stack:
         recorder = None
@@ -150,23 +156,47 @@ def _replay(
         began = time.monotonic()
         report = run.run(lambda done, total: progress("simulating", done, total))
         wall = time.monotonic() - began
-    facts = {
+        contiguous = {
+            rule: contiguous_simulation(trace, config, machine, rule).run(
+                lambda done, total, rule=rule: progress(f"contiguous, {rule}", done, total)  # type: ignore[misc]
+            )
+            for rule in (RULES if compare else ())
+        }
+    facts: dict[str, object] = {
         "cost": cost,
         "about": machine.about,
         "num_blocks": run.config.num_blocks,
         "block_size": run.config.block_size,
         "checked": check,
         "wall_seconds": wall,
-        "simulated_requests_per_wall_second": report.num_requests / wall if wall else 0.0,
+        "simulated_requests_per_wall_second": report.num_requests / wall,
     }
     if as_json:
+        if compare:
+            facts["contiguous"] = {rule: each.as_dict() for rule, each in contiguous.items()}
         print(json.dumps({**facts, **report.as_dict()}, ensure_ascii=False))
         return
     screen = console(sys.stdout)
     screen.print(_table(report, run.config.num_blocks, run.config.block_size))
+    if compare:
+        screen.print(_comparison({"paged": report, **contiguous}))
     screen.print(f"{cost}: {machine.about}", markup=False, style="grey58")
     checked = " The oracle found nothing wrong." if check else ""
-    screen.print(f"Replayed in {wall:.1f} s, {facts['simulated_requests_per_wall_second']:,.0f} requests/s.{checked}")
+    screen.print(f"Replayed in {wall:.1f} s, {report.num_requests / wall:,.0f} requests/s.{checked}")
+
+
+def _comparison(reports: dict[str, Report]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Paged and contiguous memory", title_justify="left", box=None, padding=(0, 2))
+    for name in ("memory", "requests/s", "refused", "together", "at most", "held", "filled", "wasted"):
+        table.add_column(name, justify="left" if name == "memory" else "right")
+    for name, each in reports.items():
+        table.add_row(
+            name, f"{each.requests_per_second:,.2f}", f"{each.num_refused:,}", f"{each.resident:,.1f}",
+            f"{each.peak_resident:,}", f"{each.held:.1%}", f"{each.filled:.1%}", f"{1 - each.utilisation:.2%}",
+        )  # fmt: skip
+    return table
 
 
 def _table(report: Report, num_blocks: int, block_size: int) -> Table:

@@ -66,7 +66,8 @@ class Turn:
     def _admit(self, request: Request) -> bool | None:
         """True: the first waiting request is resident now. False: not in this step, nor is anybody behind it. None:
         it waits for a prefix that another is computing, which is no reason to hold up those behind it."""
-        if self.short or self.prefill_room <= 0 or any(seq.in_flight for seq in request.live):
+        crowded = self.prefill_room <= 0
+        if self.short or (crowded and not self.static) or any(seq.in_flight for seq in request.live):
             return False
         if request.live[0].id in self.residency.preempted:
             return False
@@ -84,7 +85,10 @@ class Turn:
         above = sum(
             seq.limit - 1 > seq.capacity for other in self.residency.running if other.rank < rank for seq in other.live
         )
-        return self.residency.admit(need + self.promised + above)
+        admitted = self.residency.admit(need + self.promised + above)
+        if admitted and crowded:  # a static batch is put together at once, however many steps its prompts take
+            self.promised += need
+        return admitted
 
     def grow(self, seq: Sequence, upto: int) -> bool:
         """Reserve memory up to position ``upto``, preempting from below if need be; False, and nothing changed, if

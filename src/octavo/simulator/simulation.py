@@ -7,6 +7,7 @@ from octavo.errors import ConfigError
 from octavo.plan import Executor, LayerGroup, ModelFacts, StepPlan
 from octavo.scheduler import Scheduler
 from octavo.simulator.checked_executor import CheckedExecutor
+from octavo.simulator.contiguous_scheduler import ContiguousScheduler
 from octavo.simulator.cost import Machine
 from octavo.simulator.cost_executor import CostExecutor
 from octavo.simulator.oracle import OracleExecutor
@@ -45,16 +46,13 @@ def simulation(
     facts = machine_facts(config, machine, tokens.vocab_size)
     scheduler = Scheduler(SchedulerConfig.of(config, facts))
 
-    def seconds(plan: StepPlan) -> float:
-        return machine.cost.seconds(plan, facts.page_bytes)
-
     def token_of(request_id: str) -> int:
         return tokens.output(int(request_id))
 
     def audit() -> None:
         scheduler.memory.audit(scheduler.sequences())
 
-    executor: Executor = CostExecutor(facts, seconds, token_of)
+    executor: Executor = _cost_executor(machine, facts, tokens)
     if check:
         oracle = OracleExecutor(
             facts.num_blocks,
@@ -72,6 +70,25 @@ def simulation(
         recorder=recorder,
         audit=audit if check else None,
     )
+
+
+def contiguous_simulation(trace: Trace, config: EngineConfig, machine: Machine, rule: str) -> Replay:
+    """The same replay on contiguous memory: see :class:`~octavo.simulator.contiguous_scheduler.ContiguousScheduler`.
+
+    Raises:
+        ConfigError: the rule is unknown, or memory holds nothing.
+    """
+    tokens = PromptTokens(trace)
+    facts = machine_facts(config, machine, tokens.vocab_size)
+    scheduler = ContiguousScheduler(SchedulerConfig.of(config, facts), rule)
+    return Replay(trace, scheduler, _cost_executor(machine, facts, tokens), scheduler.usage)
+
+
+def _cost_executor(machine: Machine, facts: ModelFacts, tokens: PromptTokens) -> CostExecutor:
+    def seconds(plan: StepPlan) -> float:
+        return machine.cost.seconds(plan, facts.page_bytes)
+
+    return CostExecutor(facts, seconds, lambda request_id: tokens.output(int(request_id)))
 
 
 def machine_facts(config: EngineConfig, machine: Machine, vocab_size: int) -> ModelFacts:
