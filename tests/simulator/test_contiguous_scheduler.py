@@ -90,10 +90,19 @@ def test_random_loads_are_served_as_by_the_paged_scheduler(rule: str, seed: int)
 
 
 def test_what_never_fits_is_refused() -> None:
-    requests = trace_of((0.0, 300, 1), (0.0, 10, 1), (0.0, 600, 1))
-    for rule, finished in (("reserve-max", 1), ("power-of-two", 1), ("oracle", 2)):
+    requests = trace_of((0.0, 300, 1), (0.0, 10, 1), (0.0, 200, 1))
+    for rule in RULES:
         report = contiguous_simulation(requests, EngineConfig(), TOY, rule).run()
-        assert (report.num_finished, report.num_refused) == (finished, 3 - finished), rule
-        assert "it can never fit" in report.refusals[0]
+        assert (report.num_finished, report.num_refused) == (2, 1), rule
+        assert "exceeds the context served, which is 256" in report.refusals[0]
+    # A buddy allocator over 208 slots never gives 256.
+    for rule, finished in (("reserve-max", 3), ("power-of-two", 2), ("oracle", 3)):
+        small = trace_of((0.0, 150, 1), (0.0, 10, 1), (0.0, 60, 1))
+        report = contiguous_simulation(small, EngineConfig(num_blocks=13), TOY, rule).run()
+        assert report.num_finished == finished, rule
+    assert (
+        "would be given 256 of 208"
+        in contiguous_simulation(small, EngineConfig(num_blocks=13), TOY, "power-of-two").run().refusals[0]
+    )
     with pytest.raises(ConfigError, match="contiguous='magic' is unknown: use one of reserve-max"):
         contiguous_simulation(requests, EngineConfig(), TOY, "magic")

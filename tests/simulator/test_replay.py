@@ -120,7 +120,9 @@ def test_what_can_never_fit_is_refused_and_the_others_go_on() -> None:
     report, _ = replay(trace_of((0.0, 400, 1), (0.0, 30, 3), (0.0, 310, 60)))
     assert (report.num_finished, report.num_refused) == (1, 2)
     assert len(report.refusals) == 2
-    assert "the pool has 20" in report.refusals[0]
+    assert "a request of 400 + 1 tokens exceeds the context served, which is 320" in report.refusals[0]
+    report, _ = replay(trace_of((0.0, 60, 4), (0.0, 60, 5)), max_model_len=64)
+    assert (report.num_finished, report.num_refused) == (1, 1)
     report, _ = replay(trace_of((0.0, 400, 1)))
     assert (report.num_finished, report.ttft, report.output_tokens_per_second) == (0, None, 0.0)
 

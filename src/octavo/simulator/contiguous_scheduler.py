@@ -51,13 +51,14 @@ class ContiguousScheduler:
         """Take a request in.
 
         Raises:
-            RequestTooLargeError: it is longer than all memory, or than what is set aside for anybody.
+            RequestTooLargeError: what it would be given is more than all memory.
         """
         size = self._size(request)
-        length = len(request.prompt_token_ids) + request.max_new_tokens
-        if size > self._capacity or length > size:
+        taken = 1 << (size - 1).bit_length() if self._memory.buddy else size
+        if taken > self._capacity:
+            length = len(request.prompt_token_ids) + request.max_new_tokens
             raise RequestTooLargeError(
-                f"a request of {length} tokens is given {size} of {self._capacity} token slots: it can never fit"
+                f"a request of {length} tokens would be given {taken} of {self._capacity} token slots: it can never fit"
             )
         seq = Sequence(next(self._ids), request, 0, list(request.prompt_token_ids))
         request.sequences = [seq]

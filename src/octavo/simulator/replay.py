@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from octavo.config import SchedulerConfig
-from octavo.errors import EngineError, RequestError
+from octavo.errors import EngineError, RequestError, RequestTooLargeError
 from octavo.plan import Executor, Handle, StepPlan, StepResult
 from octavo.request import Request, SamplingParams, Sequence
 from octavo.scheduler import Scheduler
@@ -151,6 +151,11 @@ class Replay:
     def _request(self, place: int) -> Request:
         entry = self.trace.requests[place]
         length = max(1, entry.num_output)
+        if entry.num_prompt + length > self.config.max_model_len:
+            raise RequestTooLargeError(
+                f"a request of {entry.num_prompt} + {length} tokens exceeds the context served, which is "
+                f"{self.config.max_model_len} (max_model_len, or what the memory holds)"
+            )
         return Request(
             str(place),
             self._tokens.prompt(place),
