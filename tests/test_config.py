@@ -15,6 +15,7 @@ from octavo import EngineConfig, memory
 from octavo.config import COMPUTE_SPEED, EVICTIONS, SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.plan import LayerGroup, ModelFacts
+from octavo.presets import PRESETS
 
 WRONG: list[tuple[str, Any, str]] = [
     ("model", "", "model must be a non-empty string"),
@@ -35,7 +36,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("max_num_seqs", 0, "max_num_seqs=0"),
     ("max_num_batched_tokens", 0, "max_num_batched_tokens=0"),
     ("max_model_len", 1, "max_model_len=1"),
-    ("policy", "random", "use one of fcfs, priority"),
+    ("policy", "random", "use one of fcfs, priority, srpt, fair"),
+    ("victims", "mru", "use one of rank, lru, none"),
     ("ageing_seconds", 0.0, "ageing_seconds=0.0 must be a positive"),
     ("ageing_seconds", float("inf"), "ageing_seconds=inf"),
     ("swap_space", -1, "swap_space=-1 must be a number of GiB from 0"),
@@ -73,6 +75,20 @@ def test_unknown_fields() -> None:
         EngineConfig(zzz=8)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="no field 'blocks'"):
         dataclasses.replace(EngineConfig(), blocks=3)
+
+
+def test_presets_are_plain_configurations() -> None:
+    first = EngineConfig.preset("v1-naive", num_blocks=7)
+    assert first == EngineConfig(policy="fcfs", victims="none", prefix_caching=False, num_blocks=7)
+    assert EngineConfig.preset("v4-prefix", policy="fcfs") == EngineConfig()
+    shared = {item.name for item in dataclasses.fields(SchedulerConfig)}
+    for name, values in PRESETS.items():
+        assert set(values) <= shared  # so the simulator can run them, too
+        assert EngineConfig.preset(name) == EngineConfig(**values)
+    with pytest.raises(ConfigError, match="preset='v5' is unknown: use one of v1-naive, v2-lru"):
+        EngineConfig.preset("v5")
+    with pytest.raises(ConfigError, match="did you mean 'num_blocks'"):
+        EngineConfig.preset("v2-lru", num_block=7)
 
 
 def test_it_is_frozen_and_can_be_copied() -> None:

@@ -9,13 +9,15 @@ from typing import Any
 
 from octavo.errors import ConfigError
 from octavo.plan import LayerGroup, ModelFacts
+from octavo.presets import PRESETS
 
 BUNDLED_MODEL = "tales"
 """The name of the model that comes with the package; also what ``model=None`` means."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-POLICIES = ("fcfs", "priority")
 PREEMPTIONS = ("auto", "swap", "recompute")
+POLICIES = ("fcfs", "priority", "srpt", "fair")
+VICTIMS = ("rank", "lru", "none")
 BATCHINGS = ("continuous", "static")
 EVICTIONS = ("lru", "fifo", "lfu", "arc", "prefix")
 KERNELS = ("auto", "reference", "cpu")
@@ -50,8 +52,13 @@ class EngineConfig:
         max_num_seqs: sequences resident at once.
         max_num_batched_tokens: tokens computed in one step (prefill chunks are cut to it).
         max_model_len: tokens of context served [the model's, or what fits the pool].
-        policy: "fcfs", or "priority" (lower number first).
-        ageing_seconds: under "priority", a request gains one level of priority for each so many seconds of waiting.
+        policy: who goes first: "fcfs" (first come), "priority" (lower number first), "srpt" (least remaining work
+            first), or "fair" (the user first who was served least).
+        ageing_seconds: waiting for so long weighs as much as one level of priority (under "priority"), or as 1,000
+            tokens of work (under "srpt").
+        victims: who loses memory when a block is short: "rank" (who ranks below the one that needs it), "lru" (who
+            computed least recently; nobody is preempted to admit another), or "none" (nobody: the request that needs
+            it fails, and requests are admitted without a look at memory). The latter two are there to compare with.
         swap_space: GiB of host memory for the blocks of preempted requests; 0 for none.
         host_cache: let cached blocks that are evicted from the device wait in that memory too, as long as no preempted
             request needs it, and come back when a prompt begins with them (models whose layers all keep the whole
@@ -93,6 +100,7 @@ class EngineConfig:
     preemption: str = "auto"
     link_bandwidth: float | None = None
     compute_speed: float | None = None
+    victims: str = "rank"
     batching: str = "continuous"
     prefix_caching: bool = True
     eviction: str = "lru"
@@ -108,6 +116,17 @@ class EngineConfig:
                 raise ConfigError(unknown_keyword("EngineConfig", name, list(cls.__slots__)))
         return object.__new__(cls)
 
+    @classmethod
+    def preset(cls, name: str, **more: Any) -> EngineConfig:
+        """One of the ladder's configurations (``v1-naive``, ``v2-lru``, ``v3-priority``, ``v4-prefix``), with ``more``
+        fields over it.
+
+        Raises:
+            ConfigError: there is no such preset, or a field cannot be honoured.
+        """
+        _choice("preset", name, tuple(PRESETS))
+        return cls(**(PRESETS[name] | more))
+
     def __post_init__(self) -> None:
         if isinstance(self.model, Path):
             object.__setattr__(self, "model", str(self.model))
@@ -120,6 +139,7 @@ class EngineConfig:
         _choice("kernels", self.kernels, KERNELS)
         _choice("policy", self.policy, POLICIES)
         _choice("preemption", self.preemption, PREEMPTIONS)
+        _choice("victims", self.victims, VICTIMS)
         _choice("batching", self.batching, BATCHINGS)
         _choice("eviction", self.eviction, EVICTIONS)
         _integer("block_size", self.block_size, 1, 4096)
@@ -159,6 +179,7 @@ class SchedulerConfig:
     max_model_len: int = 2**31 - 1
     policy: str = "fcfs"
     ageing_seconds: float = 60.0
+    victims: str = "rank"
     batching: str = "continuous"
     prefix_caching: bool = True
     eviction: str = "lru"
@@ -190,6 +211,7 @@ class SchedulerConfig:
             max_model_len=facts.max_model_len,
             policy=config.policy,
             ageing_seconds=config.ageing_seconds,
+            victims=config.victims,
             batching=config.batching,
             prefix_caching=config.prefix_caching,
             eviction=config.eviction,

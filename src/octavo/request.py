@@ -268,7 +268,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  #: end-of-sequence, a stop token or a stop string
     LENGTH = "length"  #: max_tokens, or the end of the context
     ABORT = "abort"  #: the caller withdrew it
-    ERROR = "error"  #: its logits were not finite
+    ERROR = "error"  #: it failed: ``RequestOutput.error`` says of what
 
 
 class BlockTable:
@@ -384,6 +384,7 @@ class Request:
         "first_token",
         "hypotheses",
         "id",
+        "last_run",
         "live",
         "max_new_tokens",
         "namespace",
@@ -446,6 +447,7 @@ class Request:
         self.num_preemptions = 0
         self.num_swapped_out = 0  # blocks moved to host memory
         self.num_swapped_in = 0  # and back: fewer, where the prefix tree still had them
+        self.last_run = 0  # the number of its latest turn to compute, counted where victims are chosen by it
         self.first_scheduled: float | None = None
         self.first_token: float | None = None
         self.finished_at: float | None = None

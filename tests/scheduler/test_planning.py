@@ -85,7 +85,7 @@ def test_a_prompt_is_admitted_when_the_whole_of_it_fits() -> None:
     while over.scheduler.requests:
         over.step()
         if first.id in over.scheduler.requests:
-            assert over.scheduler.residency.waiting[0][1] is second
+            assert over.scheduler.residency.waiting.first() is second
     assert over.scheduler.residency.num_preemptions == 0
     over.check_outputs()
 
@@ -96,7 +96,7 @@ def test_a_newcomer_leaves_those_above_a_block_to_grow() -> None:
     first, second = add(over, [1] * 12, max_tokens=8), add(over, [2] * 12, max_tokens=4)
     over.step()
     assert over.scheduler.memory.num_free == 3  # just what the second one's prompt takes
-    assert over.scheduler.residency.waiting[0][1] is second
+    assert over.scheduler.residency.waiting.first() is second
     over.drain()
     assert (first.num_preemptions, second.num_preemptions) == (0, 0)
     over.check_outputs()
@@ -128,7 +128,7 @@ def test_nobody_overtakes_one_who_waits_for_memory() -> None:
     over.step()
     large, small = add(over, [2] * 25, max_tokens=12), add(over, [3], max_tokens=1)
     over.step()
-    assert [entry[1] for entry in sorted(over.scheduler.residency.waiting)] == [large, small]
+    assert sorted(over.scheduler.residency.waiting, key=lambda request: request.rank) == [large, small]
 
 
 @pytest.mark.parametrize("limit", [1, 3])

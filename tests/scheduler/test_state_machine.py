@@ -38,7 +38,8 @@ CONFIGS = st.builds(
     spare=st.integers(1, 3),
     max_num_seqs=st.sampled_from([1, 2, 4, 8]),
     max_num_batched_tokens=st.sampled_from([1, 2, 5, 16, 64]),
-    policy=st.sampled_from(["fcfs", "priority"]),
+    policy=st.sampled_from(["fcfs", "priority", "srpt", "fair"]),
+    victims=st.sampled_from(["rank", "rank", "rank", "lru", "none"]),
     ageing_seconds=st.sampled_from([0.5, 50.0]),
     batching=st.sampled_from(["continuous", "continuous", "continuous", "static"]),
     prefix_caching=st.booleans(),
@@ -91,13 +92,18 @@ class Loads(RuleBasedStateMachine):
         prompt=PROMPTS,
         params=st.one_of(PLAIN, PLAIN, BEAMS),
         priority=st.sampled_from([0, 0, -3, 2]),
+        user=st.sampled_from([None, "u", "v"]),
         salt=st.sampled_from([None, None, "a"]),
         stops=st.booleans(),
     )
-    def add(self, prompt: list[int], params: SamplingParams, priority: int, salt: str | None, stops: bool) -> None:
+    def add(
+        self, prompt: list[int], params: SamplingParams, priority: int, user: str | None, salt: str | None, stops: bool
+    ) -> None:
         before = self.case.scheduler.memory.pool.free_blocks()
         live = list(self.case.scheduler.requests)
-        request = self.case.add(prompt, params, priority=priority, arrival=self.clock, salt=salt, stops=stops)
+        request = self.case.add(
+            prompt, params, priority=priority, arrival=self.clock, user=user, salt=salt, stops=stops
+        )
         assert self.case.scheduler.memory.pool.free_blocks() == before
         assert list(self.case.scheduler.requests) == live + ([request.id] if request else [])
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from octavo.config import BATCHINGS, DEVICES, DTYPES, EVICTIONS, KERNELS, POLICIES, PREEMPTIONS, EngineConfig
+from octavo.config import BATCHINGS, DEVICES, DTYPES, EVICTIONS, KERNELS, POLICIES, PREEMPTIONS, VICTIMS, EngineConfig
 from octavo.errors import SamplingParamsError
 from octavo.request import SamplingParams
 
@@ -48,7 +48,10 @@ ENGINE: dict[str, Flag] = {
     "max_num_batched_tokens": Flag(int, "Tokens computed in one step.", "2048"),
     "max_model_len": Flag(int, "Tokens of context served.", "the model's, or what fits"),
     "policy": Flag(str, "Who goes first.", metavar=_one_of(POLICIES)),
-    "ageing_seconds": Flag(float, "Under --policy priority: waiting so long gains one level.", "60"),
+    "ageing_seconds": Flag(
+        float, "Waiting so long weighs as one level under --policy priority, as 1,000 tokens under srpt.", "60"
+    ),
+    "victims": Flag(str, "Who loses memory when a block is short.", "rank", metavar=_one_of(VICTIMS)),
     "swap_space": Flag(float, "GiB of host memory for the blocks of preempted requests.", "0: none"),
     "host_cache": Flag(bool, "Let evicted prefixes wait in that memory too.", "off"),
     "preemption": Flag(str, "How a request gives up its memory.", metavar=_one_of(PREEMPTIONS)),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
+import itertools
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from octavo.config import SchedulerConfig
+from octavo.errors import OutOfBlocksError
 from octavo.memory import MemoryManager
 from octavo.request import Request, Sequence, SequenceState
 from octavo.scheduler.preemption_cost import prefers_swap
-from octavo.scheduler.rank import Rank
+from octavo.scheduler.rank import Rank, RankPolicy
 
 
 def _rank(request: Request) -> Rank:
@@ -24,12 +25,16 @@ class Residency:
     collected in ``released``, ``init`` and ``preempted`` until the next plan carries it to the executor.
     """
 
-    def __init__(self, config: SchedulerConfig, memory: MemoryManager) -> None:
+    def __init__(self, config: SchedulerConfig, memory: MemoryManager, policy: RankPolicy) -> None:
         self.config = config
         self.memory = memory
+        self.policy = policy
         self.running: list[Request] = []
-        self.waiting: list[tuple[Rank, Request]] = []
+        self.waiting = policy.waiting
+        self.victims = config.victims
         self.num_preemptions = 0
+        self.num_runs = 0  # turns to compute, counted by note_run
+        self.step_began = 0  # what num_runs was when the present step began
         self.released: list[int] = []
         self.init: dict[int, Sequence] = {}
         self.preempted: list[int] = []
@@ -45,18 +50,17 @@ class Residency:
 
     # -- coming ------------------------------------------------------------------------------------------------
 
-    def enqueue(self, request: Request) -> None:
-        """Put a request among the waiting."""
-        heapq.heappush(self.waiting, (request.rank, request))
-
     def admit(self, need: int) -> bool:
         """Make the first waiting request resident if ``need`` blocks and its slots can be had, preempting requests
-        ranked below it if, and only if, that suffices."""
-        request = self.waiting[0][1]
+        ranked below it if, and only if, that suffices. (Under ``victims="lru"`` nobody is preempted for it; under
+        ``"none"`` the blocks are not asked for either.)"""
+        request = self.waiting.first()
         slots = request.num_slots - (self._unpromised - len(self._leaving))
-        if (slots > 0 or need > self.memory.num_free) and not self._preempt_below(request, need, slots):
+        short = slots > 0 or (need > self.memory.num_free and self.victims != "none")
+        if short and not (self.victims == "rank" and self._preempt_below(request, need, slots)):
             return False
-        heapq.heappop(self.waiting)
+        self.waiting.pop()
+        self.policy.admitted(request)
         self._unpromised -= request.num_slots
         for seq in request.live:
             self.seat(seq)
@@ -72,16 +76,47 @@ class Residency:
     # -- making room -------------------------------------------------------------------------------------------
 
     def make_room(self, seq: Sequence, need: int) -> bool:
-        """Have ``need`` blocks free for ``seq``, preempting from the bottom of the order; False, and nothing changed,
-        if all that rank below it would not suffice."""
-        return need <= self.memory.num_free or self._preempt_below(seq.request, need, 0)
+        """Have ``need`` blocks free for ``seq``, taking them from others if need be; False, and nothing changed, if
+        all that may be taken from would not suffice.
+
+        Raises:
+            OutOfBlocksError: under ``victims="none"``, there are too few.
+        """
+        if need <= self.memory.num_free:
+            return True
+        if self.victims == "none":
+            if self._leaving:
+                return False  # blocks of those that have ended come back with the plan in flight
+            raise OutOfBlocksError(
+                f"out of blocks: {need} more are needed at {seq.num_total} tokens, {self.memory.num_free} are free, "
+                'and victims="none" takes them from nobody'
+            )
+        if self.victims == "rank":
+            return self._preempt_below(seq.request, need, 0)
+        return self._preempt_among(self._least_recently_run(seq), need, 0)
 
     def _preempt_below(self, request: Request, need: int, slots: int) -> bool:
+        lower = itertools.takewhile(lambda other: other.rank > request.rank, reversed(self.running))
+        return self._preempt_among(lower, need, slots)
+
+    def _least_recently_run(self, seq: Sequence) -> list[Request]:
+        """Whom ``seq`` may take blocks from where rank does not protect: everybody who has not run in this step yet.
+        One that computes its tokens for the first time or again, rather than a new one, takes only from those that
+        rank below: each other preemption brings a new token, and those are finite, so this comes to an end."""
+        growing = seq.num_total - seq.num_scheduled == 1 and seq.num_scheduled >= seq.num_prompt
+        request, began = seq.request, self.step_began
+        others = [
+            other
+            for other in self.running
+            if other is not request and other.last_run <= began and (growing or other.rank > request.rank)
+        ]
+        return sorted(others, key=lambda other: other.last_run)
+
+    def _preempt_among(self, others: Iterable[Request], need: int, slots: int) -> bool:
+        """Preempt as many of ``others`` as it takes, first ones first, and none if all of them do not suffice."""
         victims: list[Request] = []
         free, freed_slots = self.memory.num_free, 0
-        for other in reversed(self.running):
-            if other.rank <= request.rank:
-                return False
+        for other in others:
             victims.append(other)
             freed_slots += other.num_slots
             if freed_slots >= slots and free + self.memory.yield_of(victims) >= need:
@@ -106,7 +141,12 @@ class Residency:
         request.num_preemptions += 1
         self.num_preemptions += 1
         self._stand_up(request)
-        self.enqueue(request)
+        self.waiting.push(request)
+
+    def note_run(self, request: Request) -> None:
+        """The request computes something in this step."""
+        self.num_runs += 1
+        request.last_run = self.num_runs
 
     def _swaps(self, request: Request) -> bool:
         room = self.memory.num_host_free
@@ -149,8 +189,8 @@ class Residency:
         if request in self.running:
             self._stand_up(request)
         else:
-            self.waiting = [entry for entry in self.waiting if entry[1] is not request]
-            heapq.heapify(self.waiting)
+            self.waiting.discard(request)
+        self.policy.left(request)
 
     def _stand_up(self, request: Request) -> None:
         self.running.remove(request)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 from octavo.config import SchedulerConfig
-from octavo.errors import EngineError, RequestTooLargeError, UnknownRequestError
+from octavo.errors import EngineError, OutOfBlocksError, RequestTooLargeError, UnknownRequestError
 from octavo.memory import MemoryManager
 from octavo.plan import PENDING, Chunk, ChunkResult, Sample, SlotInit, StepPlan, StepResult, Want
 from octavo.request import FinishReason, Request, Sequence, SequenceState
@@ -35,12 +35,14 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.memory = MemoryManager(config)
-        self.residency = Residency(config, self.memory)
+        self.policy = POLICIES[config.policy](config)
+        self.residency = Residency(config, self.memory, self.policy)
         self.requests: dict[str, Request] = {}  # every live one
-        self._rank_of = POLICIES[config.policy]
         self._arrivals = itertools.count()
         self._sequence_ids = itertools.count()
         self._steps = itertools.count()
+        self.num_out_of_blocks = 0  # requests that failed for lack of memory
+        self._failed: list[Sequence] = []  # their sequences, for the next commit to return
         self._planned: dict[int, list[tuple[Sequence, int]]] = {}  # step -> (sequence, epoch) of each chunk
 
     # -- requests come and go ----------------------------------------------------------------------------------
@@ -81,7 +83,7 @@ class Scheduler:
             RequestTooLargeError: it could never fit; nothing was changed.
         """
         self.check(request)
-        request.rank = self._rank_of(request, self.config, next(self._arrivals))
+        request.rank = self.policy.rank(request, next(self._arrivals))
         if not self.config.prefix_caching:
             request.namespace = ("request", request.id)  # its own sequences may still share with one another
         seq = self._new_sequence(request, 0, list(request.prompt_token_ids))
@@ -91,7 +93,7 @@ class Scheduler:
         if request.params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]  # nothing comes before the first token
         self.requests[request.id] = request
-        self.residency.enqueue(request)
+        self.residency.waiting.push(request)
 
     def abort(self, request_id: str) -> Request:
         """Withdraw a request, at any moment.
@@ -122,25 +124,35 @@ class Scheduler:
         prefills: list[Chunk] = []
         decoding: list[tuple[Sequence, int]] = []
         prefilling: list[tuple[Sequence, int]] = []
+        self.policy.refresh(self.residency.running)
         turn = Turn(self.config, self.memory, self.residency)
+        by_run = self.config.victims == "lru"
         room = self.config.max_num_batched_tokens  # for decodes and prefills together
         for request in turn.in_rank_order():
-            for seq in request.live if request.params.beam_width == 1 else turn.beams(request, room - len(decodes)):
-                start = seq.num_scheduled
-                count = seq.num_total - start
-                if count == 1:  # the steady state: one token, and mostly in memory that it has
-                    if len(decodes) >= room or seq.num_total >= seq.limit:
-                        continue
-                    if start >= seq.capacity and not turn.grow(seq, start + 1):
-                        continue
-                    decodes.append(self._decode(seq, start))
-                    decoding.append((seq, seq.epoch))
-                elif count > 1:
-                    count = turn.prefill(seq, room - len(decodes))
-                    if count:
+            try:
+                for seq in request.live if request.params.beam_width == 1 else turn.beams(request, room - len(decodes)):
+                    start = seq.num_scheduled
+                    count = seq.num_total - start
+                    if count == 1:  # the steady state: one token, and mostly in memory that it has
+                        if len(decodes) >= room or seq.num_total >= seq.limit:
+                            continue
+                        if start >= seq.capacity and not turn.grow(seq, start + 1):
+                            continue
+                        decodes.append(self._decode(seq, start))
+                        decoding.append((seq, seq.epoch))
+                    elif count > 1:
+                        count = turn.prefill(seq, room - len(decodes))
+                        if not count:
+                            continue
                         room -= count
                         prefills.append(self._chunk(seq, seq.num_scheduled, count))
                         prefilling.append((seq, seq.epoch))
+                    else:
+                        continue
+                    if by_run:
+                        self.residency.note_run(request)
+            except OutOfBlocksError as error:
+                self._fail(request, error)
         turn.close()
         return self._plan(decodes + prefills, decoding + prefilling)
 
@@ -222,7 +234,7 @@ class Scheduler:
             raise EngineError(f"step {plan.step}: {len(planned)} chunks were planned, {len(result.results)} came back")
         size, publish = self.memory.block_size, self.memory.publish
         windowed, give_back = bool(self.memory.windowed), self.memory.give_back
-        changed: list[Sequence] = []
+        changed, self._failed = self._failed, []
         searches: dict[str, list[tuple[Sequence, beam.TopTokens]]] = {}
         for (seq, epoch), chunk, outcome in zip(planned, plan.chunks, result.results, strict=True):
             seq.in_flight -= 1
@@ -313,6 +325,8 @@ class Scheduler:
             seq.tokens.append(extension.token)
             seq.num_total = len(seq.tokens)
             seq.cumulative_logprob = extension.score
+        request.sequences = [seq for seq, _ in extended]  # best first: so ties are broken in the next step, too
+        request.live = list(request.sequences)
         return []
 
     def _keep_hypothesis(self, request: Request, extension: beam.Extension) -> None:
@@ -360,6 +374,12 @@ class Scheduler:
             self.residency.drop(seq)
         self._close(request)
         return ended
+
+    def _fail(self, request: Request, error: OutOfBlocksError) -> None:
+        """Under ``victims="none"``: a request ends in the middle of its run, alone."""
+        request.failure = str(error)
+        self.num_out_of_blocks += 1
+        self._failed += self._end_request(request, FinishReason.ERROR)
 
     def _close(self, request: Request) -> None:
         self.residency.leave(request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+from bisect import bisect_right
 from collections.abc import Iterator
 
 from octavo.config import SchedulerConfig
@@ -10,6 +10,10 @@ from octavo.memory import MemoryManager
 from octavo.request import Request, Sequence
 from octavo.scheduler.rank import Rank
 from octavo.scheduler.residency import Residency
+
+
+def _rank(request: Request) -> Rank:
+    return request.rank
 
 
 class Turn:
@@ -25,25 +29,30 @@ class Turn:
         self._prefill_room: int | None = None
         self.promised = 0  # blocks that prompts admitted so far will still want in later steps
         self.short = False  # somebody is short of blocks: nobody below takes any
-        self.skipped: list[tuple[Rank, Request]] = []
+        self.skipped: list[Request] = []
+        residency.step_began = residency.num_runs
 
     def in_rank_order(self) -> Iterator[Request]:
         """The resident requests, each waiting one admitted at its place if it can be. Requests that are preempted
-        on the way rank below the one at hand, so they are never met, nor met twice."""
+        on the way have not been met yet, or met in vain, and are not admitted in the same step: nobody is met twice."""
         running, waiting = self.residency.running, self.residency.waiting
         admitting = bool(waiting) and not (self.static and running)
         i = 0
         while True:
-            if admitting and waiting and (i == len(running) or waiting[0][0] < running[i].rank):
-                admitted = self._admit(waiting[0][1])
+            if admitting and waiting and (i == len(running) or waiting.first().rank < running[i].rank):
+                admitted = self._admit(waiting.first())
                 if admitted is None:
-                    self.skipped.append(heapq.heappop(waiting))
+                    self.skipped.append(waiting.pop())
                     continue
                 admitting = admitted
             if i == len(running):
                 return
-            yield running[i]
-            i += 1
+            request = running[i]
+            yield request
+            if i < len(running) and running[i] is request:
+                i += 1
+            else:  # it has failed, or (where rank protects nobody) one above it was preempted
+                i = bisect_right(running, request.rank, key=_rank)
 
     @property
     def prefill_room(self) -> int:
@@ -60,8 +69,8 @@ class Turn:
 
     def close(self) -> None:
         """Those that were skipped wait on."""
-        for entry in self.skipped:
-            heapq.heappush(self.residency.waiting, entry)
+        for request in self.skipped:
+            self.residency.waiting.push(request)
 
     def _admit(self, request: Request) -> bool | None:
         """True: the first waiting request is resident now. False: not in this step, nor is anybody behind it. None:
