@@ -49,8 +49,9 @@ class Case:
         user: str | None = None,
         salt: str | None = None,
         stops: bool = True,
+        fork_of: Sequence | None = None,
     ) -> Request | None:
-        """Add a request; None if it can never fit."""
+        """Add a request; None if it can never fit. A fork's prompt is that of its source's first tokens."""
         name = f"r{len(self.requests) + self.refused}"
         stop_ids = (STOP,) if stops else ()
         wide = params.beam_width
@@ -64,6 +65,8 @@ class Case:
             salt=salt,
             max_new_tokens=params.max_tokens or 1,
             stop_ids=stop_ids,
+            noise=None if fork_of is None else fork_of.request.noise,
+            source=None if fork_of is None or fork_of.state is SequenceState.FINISHED else fork_of,
             spec=SamplingSpec(
                 logprobs=0 if params.best_of else params.logprobs,
                 prompt_logprobs=params.prompt_logprobs,
@@ -157,7 +160,8 @@ def expect(request: Request, vocab_size: int) -> list[list[int]]:
     if params.beam_width > 1:
         return expect_beams(request, vocab_size)[: params.n]
     outputs = []
-    for index in range(params.num_sequences):
+    first = request.first_index
+    for index in range(first, first + params.num_sequences):
         digest = chain(request.salt, request.prompt_token_ids)[-1]
         tokens: list[int] = []
         while len(tokens) < request.max_new_tokens:
@@ -167,7 +171,7 @@ def expect(request: Request, vocab_size: int) -> list[list[int]]:
             digest = mix(digest, tokens[-1])
         outputs.append(tokens)
     if params.best_of and params.best_of > params.n:  # the oracle's log-probabilities are -index - 0.5 a token
-        order = sorted(range(params.best_of), key=lambda i: (sum(-float(i) - 0.5 for _ in outputs[i]) * -1, i))
+        order = sorted(range(params.best_of), key=lambda i: (sum(float(first + i) + 0.5 for _ in outputs[i]), i))
         outputs = [outputs[i] for i in order[: params.n]]
     return outputs
 
@@ -297,9 +301,11 @@ def random_case(seed: int) -> Case:
                 salt=rng.choice([None, None, "a", "b"]),
                 stops=rng.random() < 0.5,
             )
-        elif action < 0.45 and case.requests:
+        elif action < 0.46 and case.requests:
+            fork_one(rng, case, arrival)
+        elif action < 0.50 and case.requests:
             case.abort(rng.choice(list(case.requests)))
-        elif action < 0.48 and case.scheduler.requests:
+        elif action < 0.53 and case.scheduler.requests:
             stop_one(rng, case)
         else:
             case.step()
@@ -316,3 +322,22 @@ def stop_one(rng: random.Random, case: Case) -> None:
     if request.params.beam_width == 1 and len(seq.tokens) > seq.num_prompt:
         case.scheduler.stop(seq, FinishReason.ABORT, "stopped")
         case.audit()
+
+
+def fork_one(rng: random.Random, case: Case, arrival: float) -> None:
+    """Fork some sequence of a request, live or not, at a token."""
+    parent = rng.choice([*case.scheduler.requests.values()] or list(case.requests.values()))
+    if not parent.sequences or (parent.params.beam_width > 1 and parent.id in case.scheduler.requests):
+        return
+    line: Sequence = rng.choice(parent.sequences)
+    at = len(line.tokens) if rng.random() < 0.4 else rng.randint(1, len(line.tokens))
+    case.add(
+        line.tokens[:at],
+        random_params(rng),
+        priority=parent.priority,
+        arrival=arrival,
+        user=parent.user,
+        salt=parent.salt,
+        stops=rng.random() < 0.5,
+        fork_of=line,
+    )

@@ -54,6 +54,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("host_cache", True, "host_cache=True needs host memory (swap_space above 0)"),
     ("prefix_caching", 1, "prefix_caching must be True or False"),
     ("batch_invariant", "yes", "batch_invariant must be True or False"),
+    ("retained_requests", -1, "retained_requests=-1"),
     ("depth", 2, "depth=2 is out of range: use 0 to 1"),
     ("num_threads", 0, "num_threads=0"),
     ("seed", 2**64, "seed="),

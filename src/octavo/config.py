@@ -76,6 +76,7 @@ class EngineConfig:
         batch_invariant: bit-equal results whoever shares the batch (pads products, splits attention by context only).
         num_threads: CPU threads [``OMP_NUM_THREADS``, or one for each core].
         seed: keys the noise of requests that bring no seed of their own.
+        retained_requests: requests that have ended whose tokens are kept, so that they can be forked; 0 keeps none.
 
     Raises:
         ConfigError: a value cannot be honoured, or a keyword is unknown; the message names the field.
@@ -108,6 +109,7 @@ class EngineConfig:
     batch_invariant: bool = False
     num_threads: int | None = None
     seed: int = 0
+    retained_requests: int = 256
 
     def __new__(cls, *args: Any, **keywords: Any) -> EngineConfig:
         """Refuse unknown keywords with the nearest known name."""
@@ -149,6 +151,7 @@ class EngineConfig:
         _integer("max_model_len", self.max_model_len, 2, 2**31 - 1, optional=True)
         _integer("depth", self.depth, 0, 1)
         _integer("num_threads", self.num_threads, 1, 4096, optional=True)
+        _integer("retained_requests", self.retained_requests, 0, 2**20)
         _integer("seed", self.seed, -(2**63), 2**64 - 1)
         _fraction("memory_utilization", self.memory_utilization)
         if not _is_number(self.ageing_seconds) or self.ageing_seconds <= 0:

@@ -145,6 +145,11 @@ class SamplingParams:
         if self.stop:
             raise SamplingParamsError("stop strings do not go with beam_width: use stop_token_ids")
 
+    def for_fork(self) -> SamplingParams:
+        """What a fork takes over where it is given nothing of its own: everything but ``n``, ``best_of`` (one
+        sequence goes on as one) and ``prompt_logprobs``."""
+        return _unchecked(self, {"n": self.n if self.beam_width > 1 else 1, "best_of": None, "prompt_logprobs": None})
+
     @property
     def num_sequences(self) -> int:
         """How many sequences the request grows at once."""
@@ -373,6 +378,21 @@ class Sequence:
         )
 
 
+class NoiseIndexes:
+    """Hands out noise indexes: no two sequences of a request and of all its forks draw with the same."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self, count: int) -> int:
+        """The first of ``count`` new indexes in a row."""
+        first = self._next
+        self._next += count
+        return first
+
+
 class Request:
     """What a user asked. The unit of rank, admission and preemption; its sequences are the unit of compute."""
 
@@ -380,6 +400,7 @@ class Request:
         "arrival",
         "failure",
         "finished_at",
+        "first_index",
         "first_scheduled",
         "first_token",
         "hypotheses",
@@ -388,8 +409,11 @@ class Request:
         "live",
         "max_new_tokens",
         "namespace",
+        "noise",
         "num_cached",
+        "num_copies",
         "num_preemptions",
+        "num_shared",
         "num_slots",
         "num_swapped_in",
         "num_swapped_out",
@@ -402,6 +426,7 @@ class Request:
         "salt",
         "seed",
         "sequences",
+        "source",
         "spec",
         "stop_ids",
         "user",
@@ -419,6 +444,8 @@ class Request:
         user: str | None = None,
         salt: str | None = None,
         seed: int = 0,
+        noise: NoiseIndexes | None = None,
+        source: Sequence | None = None,
         max_new_tokens: int = 1,
         stop_ids: tuple[int, ...] = (),
         spec: SamplingSpec | None = None,
@@ -432,6 +459,9 @@ class Request:
         self.user = user
         self.salt = salt
         self.seed = seed
+        self.noise = noise or NoiseIndexes()  # shared with its forks
+        self.first_index = self.noise.take(params.num_sequences)  # the noise index of its first sequence
+        self.source = source  # a fork's: the sequence whose memory it shares if that is resident when it is admitted
         self.max_new_tokens = max_new_tokens  # params.max_tokens, cut to the context
         self.stop_ids = frozenset(stop_ids)  # end-of-sequence ids (unless ignored) and stop_token_ids
         self.spec = spec or SamplingSpec()
@@ -444,6 +474,8 @@ class Request:
         self.failure: str | None = None  # why it ended in FinishReason.ERROR
         self.prompt_logprobs: list[dict[int, float] | None] | None = None
         self.num_cached = 0  # prompt tokens found in the prefix tree at first admission
+        self.num_shared = 0  # blocks taken over from the prefix tree, a sibling or a fork's source
+        self.num_copies = 0  # shared blocks copied because it wrote into them
         self.num_preemptions = 0
         self.num_swapped_out = 0  # blocks moved to host memory
         self.num_swapped_in = 0  # and back: fewer, where the prefix tree still had them
@@ -478,7 +510,9 @@ class RequestMetrics:
     first_scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None
-    num_cached_tokens: int = 0
+    num_cached_tokens: int = 0  #: prompt tokens whose KV was in memory already when it was first admitted
+    num_shared_blocks: int = 0  #: blocks taken over from the prefix tree, a sibling or a fork's source
+    num_copies: int = 0  #: shared blocks copied because it wrote into them (copy-on-write)
     num_preemptions: int = 0
     num_swapped_out: int = 0  #: blocks moved to host memory when it was preempted
     num_swapped_in: int = 0  #: blocks moved back

@@ -214,3 +214,25 @@ def test_prompt_logprobs_too(engine: LLMEngine, engine_of: Callable[..., LLMEngi
     whole = engine.generate([PROMPT], DRAWN, prompt_logprobs=2)[0].prompt_logprobs
     with engine_of(max_num_batched_tokens=7) as other:
         assert other.generate([PROMPT, *OTHERS[:2]], DRAWN, prompt_logprobs=2)[0].prompt_logprobs == whole
+
+
+@pytest.mark.parametrize("at", [1, 20, 45, 46, 50, 51, None])
+def test_forked_at_any_token(engine: LLMEngine, at: int | None) -> None:
+    """A fork of a running request, against a fresh one on the same tokens, from a cold cache, with the same noise."""
+    engine.reset_prefix_cache()
+    name = engine.add_request(PROMPT, DRAWN)
+    for _ in range(8):
+        engine.step()
+    fork = engine.fork_request(name, at)
+    request = engine.scheduler.requests[fork]
+    tokens = list(request.prompt_token_ids)
+    outputs = {}
+    while engine.has_unfinished():
+        outputs.update({output.request_id: output for output in engine.step()})
+    assert outputs[fork].metrics.num_cached_tokens == len(tokens) - 1
+    engine.reset_prefix_cache()
+    fresh = engine._prepare(tokens, DRAWN)
+    fresh.first_index = request.first_index
+    alone = engine._run([fresh], None)[0]
+    assert alone.metrics.num_cached_tokens == 0
+    assert bits(outputs[fork]) == bits(alone)

@@ -107,6 +107,25 @@ class Loads(RuleBasedStateMachine):
         assert self.case.scheduler.memory.pool.free_blocks() == before
         assert list(self.case.scheduler.requests) == live + ([request.id] if request else [])
 
+    @precondition(lambda self: self.case.requests)
+    @rule(which=st.integers(0, 20), line=st.integers(0, 7), back=st.integers(0, 30), params=st.one_of(PLAIN, BEAMS))
+    def fork(self, which: int, line: int, back: int, params: SamplingParams) -> None:
+        parent = list(self.case.requests.values())[which % len(self.case.requests)]
+        if not parent.sequences or (parent.params.beam_width > 1 and parent.id in self.case.scheduler.requests):
+            return
+        seq = parent.sequences[line % len(parent.sequences)]
+        at = max(1, len(seq.tokens) - back)
+        self.case.add(
+            seq.tokens[:at],
+            params,
+            priority=parent.priority,
+            arrival=self.clock,
+            user=parent.user,
+            salt=parent.salt,
+            stops=False,
+            fork_of=seq,
+        )
+
     @rule(count=st.integers(1, 6), seconds=st.sampled_from([0.0, 0.3]))
     def step(self, count: int, seconds: float) -> None:
         for _ in range(count):

@@ -63,6 +63,7 @@ ENGINE: dict[str, Flag] = {
     "depth": Flag(int, "Plans in flight beside the one being built.", "0"),
     "batch_invariant": Flag(bool, "Bit-equal results whoever shares the batch, at some cost.", "off"),
     "num_threads": Flag(int, "CPU threads.", "all"),
+    "retained_requests": Flag(int, "Ended requests whose tokens are kept, to be forked.", "256"),
     "seed": Flag(int, "Keys the noise of requests without a seed of their own.", "0"),
 }
 """A flag for each field of :class:`~octavo.config.EngineConfig`."""

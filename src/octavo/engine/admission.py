@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from octavo.config import EngineConfig
+from octavo.engine.retention import Origin
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import (
     EmptyPromptError,
@@ -18,7 +19,7 @@ from octavo.errors import (
     SamplingParamsError,
 )
 from octavo.plan import ModelFacts, SamplingSpec
-from octavo.request import Request, SamplingParams
+from octavo.request import Request, SamplingParams, Sequence
 from octavo.scheduler.beam import candidates_wanted
 
 Prompt = str | list[int]
@@ -61,8 +62,12 @@ class Admission:
         priority: int = 0,
         user: str | None = None,
         cache_salt: str | None = None,
+        origin: Origin | None = None,
+        source: Sequence | None = None,
     ) -> Request:
-        """Check everything and build the request; nothing is changed when it is refused.
+        """Check everything and build the request; nothing is changed when it is refused. A fork has the seed of its
+        ``origin``, unless ``params`` bring one, with a noise index of its own; ``source`` is what it may share memory
+        with.
 
         Raises:
             RequestError: one of its kinds; the message says what to change.
@@ -101,6 +106,7 @@ class Admission:
         eos = () if resolved.ignore_eos else self._facts.eos_token_ids
         stop_ids = tuple(dict.fromkeys((*eos, *(resolved.stop_token_ids or ()))))
         self._count += 1
+        drawn = _mix(self._seed, self._count) if origin is None else origin.seed
         return Request(
             request_id,
             token_ids,
@@ -110,7 +116,9 @@ class Admission:
             arrival=arrival,
             user=user,
             salt=cache_salt,
-            seed=_mix(self._seed, self._count) if resolved.seed is None else resolved.seed & _MASK,
+            seed=drawn if resolved.seed is None else resolved.seed & _MASK,
+            noise=None if origin is None else origin.noise,
+            source=source,
             max_new_tokens=min(resolved.max_tokens or room, room),
             stop_ids=stop_ids,
             spec=self._spec(resolved, stop_ids),

@@ -15,13 +15,15 @@ from octavo.config import EngineConfig, SchedulerConfig
 from octavo.engine.admission import Admission, Prompt, sampling_params
 from octavo.engine.interrupts import InterruptsHeld
 from octavo.engine.outputs import OutputBuilder, take_in
+from octavo.engine.retention import Origin, RetainedRequests
 from octavo.engine.stats import EngineStats
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import EngineError, RequestError
+from octavo.errors import EngineError, RequestError, UnknownRequestError
 from octavo.hub import Progress, generation_defaults, resolve_model
 from octavo.memory import MemorySnapshot
 from octavo.plan import Executor, Handle, ModelFacts, StepPlan
 from octavo.request import FinishReason, Request, RequestOutput, SamplingParams
+from octavo.request import Sequence as TokenSequence
 from octavo.scheduler import Scheduler
 
 
@@ -83,11 +85,12 @@ class LLMEngine:
         # For a later step() to return: outputs of requests that have ended, and the latest of each that has not.
         self._ended: list[RequestOutput] = []
         self._growing: dict[str, RequestOutput] = {}
+        self._retained = RetainedRequests(self.config.retained_requests)
         self._unread: set[str] = set()  # requests of a generate(): nobody looks at them before they end
         self._ids = itertools.count()
         self._failure: BaseException | None = None
         self._stats = EngineStats()
-        self._preemptions_before = 0
+        self._preemptions_before = self._failures_before = 0
         self._tiers_before = (0, 0)  # blocks demoted and promoted
 
     # -- the loop, by hand -------------------------------------------------------------------------------------
@@ -120,6 +123,59 @@ class LLMEngine:
             EngineError: the engine has failed, or was closed.
         """
         request = self._prepare(prompt, params, request_id, priority, user, cache_salt)
+        self.scheduler.add(request)
+        return request.id
+
+    def fork_request(
+        self,
+        request_id: str,
+        at: int | None = None,
+        params: SamplingParams | None = None,
+        *,
+        index: int | None = None,
+    ) -> str:
+        """Go on from a request in another way: a new request whose prompt is the other one's first tokens. Both go
+        their own ways from here on.
+
+        The fork of a running request shares its memory, the partly filled last block included: whoever writes into
+        that first copies it. What is not computed yet is computed. The fork of one that has ended, waits or was
+        preempted begins like any request: with what the prefix cache has of its tokens. It has the priority, user and
+        salt of the other one, and its seed with a new noise index, so that it draws differently.
+        (Forking is how the PagedAttention paper shares memory: Kwon et al., SOSP '23.)
+
+        Args:
+            request_id: a live request, or one of the last ``EngineConfig.retained_requests`` that ended.
+            at: how many of its tokens, the prompt included, are the fork's prompt [all so far].
+            params: how to continue; ``max_tokens`` counts from there [the other's, but ``n`` and ``best_of``, which are
+                1, and ``prompt_logprobs``].
+            index: which of its outputs, where it has several.
+
+        Returns:
+            the new request's id. Its output has those tokens as ``prompt_token_ids``, and new ones alone as output.
+
+        Raises:
+            UnknownRequestError: no such request is live or remembered.
+            RequestError: ``at`` or ``index`` is out of range, or the fork cannot be served; nothing was changed.
+            UnsupportedError: it is a beam search that has not ended.
+        """
+        self._check_alive()
+        live = self.scheduler.requests.get(request_id)
+        origin = self._retained.find(request_id) if live is None else Origin.of(live, live=True)
+        if origin is None:
+            raise UnknownRequestError(
+                f"no request {request_id!r} is live or among the last {self._retained.limit} that ended "
+                "(EngineConfig.retained_requests)"
+            )
+        line, length = origin.choose(index, at)
+        request = self._prepare(
+            origin.lines[line][:length],
+            origin.params.for_fork() if params is None else params,
+            priority=origin.priority,
+            user=origin.user,
+            cache_salt=origin.salt,
+            origin=origin,
+            source=origin.sequences[line] if origin.sequences else None,
+        )
         self.scheduler.add(request)
         return request.id
 
@@ -178,6 +234,7 @@ class LLMEngine:
         request = self.scheduler.abort(request_id)
         self._growing.pop(request_id, None)
         request.finished_at = time.monotonic()
+        self._retained.keep(request)
         return self._builder.build(request, finished=True)
 
     def withdraw(self, request_ids: Set[str]) -> None:
@@ -204,6 +261,8 @@ class LLMEngine:
         priority: int = 0,
         user: str | None = None,
         cache_salt: str | None = None,
+        origin: Origin | None = None,
+        source: TokenSequence | None = None,
     ) -> Request:
         self._check_alive()
         if request_id is None:
@@ -218,6 +277,8 @@ class LLMEngine:
             priority=priority,
             user=user,
             cache_salt=cache_salt,
+            origin=origin,
+            source=source,
         )
         self.scheduler.check(request)
         return request
@@ -237,7 +298,7 @@ class LLMEngine:
                 if stop is not None:
                     self.scheduler.stop(seq, FinishReason.STOP, stop)
                     seq.finish_reason, seq.stop_reason = FinishReason.STOP, stop
-            if request.first_token is None:
+            if request.first_token is None and len(seq.tokens) > seq.num_prompt:
                 request.first_token = now
             changed[request.id] = request
         self._stats.count(plan, result)
@@ -251,6 +312,8 @@ class LLMEngine:
         if finished:
             request.finished_at = now
             self._stats.num_cached_tokens += request.num_cached
+            self._stats.num_shared_blocks += request.num_shared
+            self._retained.keep(request)
         return self._builder.build(request, finished)
 
     # -- whole batches -----------------------------------------------------------------------------------------
@@ -311,6 +374,7 @@ class LLMEngine:
     def stats(self) -> EngineStats:
         """Totals so far."""
         self._stats.num_preemptions = self.scheduler.residency.num_preemptions - self._preemptions_before
+        self._stats.num_out_of_blocks = self.scheduler.num_out_of_blocks - self._failures_before
         cache = self.scheduler.memory.host_cache
         if cache is not None:
             demoted, promoted = self._tiers_before
@@ -322,6 +386,7 @@ class LLMEngine:
         """Count from zero (after a warm-up, say)."""
         self._stats = EngineStats()
         self._preemptions_before = self.scheduler.residency.num_preemptions
+        self._failures_before = self.scheduler.num_out_of_blocks
         cache = self.scheduler.memory.host_cache
         if cache is not None:
             self._tiers_before = (cache.num_demoted, cache.num_promoted)

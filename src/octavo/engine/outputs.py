@@ -89,6 +89,8 @@ class OutputBuilder:
                 first_token=request.first_token,
                 finished=request.finished_at,
                 num_cached_tokens=request.num_cached,
+                num_shared_blocks=request.num_shared,
+                num_copies=request.num_copies,
                 num_preemptions=request.num_preemptions,
                 num_swapped_out=request.num_swapped_out,
                 num_swapped_in=request.num_swapped_in,

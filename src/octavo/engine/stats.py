@@ -17,6 +17,8 @@ class EngineStats:
     num_computed_tokens: int = 0  #: tokens put through the model, recomputed ones included
     num_generated_tokens: int = 0  #: drawn, or (a beam search) looked at
     num_cached_tokens: int = 0  #: prompt tokens found in the prefix tree
+    num_shared_blocks: int = 0  #: blocks taken over from the prefix tree, a sibling or a fork's source
+    num_out_of_blocks: int = 0  #: requests that failed for lack of memory (under ``victims="none"`` alone)
     num_preemptions: int = 0
     num_swapped_out: int = 0  #: blocks moved to host memory
     num_swapped_in: int = 0  #: blocks moved back

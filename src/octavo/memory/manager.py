@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from itertools import islice, takewhile
+from typing import cast
 
 from octavo.config import SchedulerConfig
 from octavo.errors import OutOfBlocksError
@@ -17,7 +18,7 @@ from octavo.memory.prefix_tree import PrefixTree, block_key, block_keys
 from octavo.memory.snapshot import MemorySnapshot
 from octavo.memory.swap_table import SwapTable
 from octavo.plan import HOLE, BlockCopy, LayerGroup
-from octavo.request import BlockTable, PrefixNode, Request, Sequence
+from octavo.request import BlockTable, PrefixNode, Request, Sequence, SequenceState
 
 
 class MemoryManager:
@@ -168,6 +169,29 @@ class MemoryManager:
             need -= sum(page == HOLE for row in rows for page in row)
         return need + len(self._shared_tail(seq))
 
+    def fork_point(self, seq: Sequence, source: Sequence | None) -> int:
+        """How many tokens of its prompt ``seq``, which holds nothing, could share with ``source``, whose tokens begin
+        with that prompt, at this moment by :meth:`fork`; at least its last token is left to compute."""
+        if source is None or source.state is not SequenceState.RUNNING:
+            return 0
+        point = min(len(seq.tokens) - 1, seq.num_prompt, source.num_computed)
+        i, offset = divmod(point, self.block_size)
+        tails = {table.blocks[i] for table in source.tables} if offset else set()
+        if not tails.isdisjoint(self.swaps.moves_in) or any(copy.target in tails for copy in self.copies):
+            point -= offset  # what is only now moved or copied there cannot be copied on in the same step
+        # As in give_back: what the next token sees is there, and the block that the sequence's node hangs on.
+        last = max(0, point // self.block_size - 1)
+        for group, table in zip(self.groups, source.tables, strict=True):
+            if table.gone > min(last, group.first_visible(point) // self.block_size):
+                return 0
+        return point
+
+    def need_forked(self, upto: int, point: int) -> int:
+        """:meth:`need` for a fork made at ``point``: what it adds to the blocks that it shares, and the copy of the
+        partly filled one."""
+        more = -(-upto // self.block_size) - point // self.block_size
+        return sum(min(more, group.blocks_for(upto, self.block_size, self._stride)) for group in self.groups)
+
     def yield_of(self, victims: Iterable[Request]) -> int:
         """Blocks that would become free if these requests lost theirs: those held by nobody else."""
         counts: dict[int, int] = {}
@@ -236,6 +260,8 @@ class MemoryManager:
                         self.evicting.eviction.touch(table.blocks[i])
         if nodes:
             seq.node = nodes[-1]
+        if not seq.request.num_preemptions:
+            seq.request.num_shared += sum(len(table.blocks) - table.gone for table in seq.tables)
         seq.num_published = len(nodes)
         seq.num_computed = seq.num_scheduled = seq.capacity = len(nodes) * self.block_size
 
@@ -259,18 +285,23 @@ class MemoryManager:
                 table.blocks.append(self._allocate())
         seq.capacity = len(seq.tables[0].blocks) * self.block_size
 
-    def fork(self, parent: Sequence, child: Sequence) -> None:
-        """``child`` shares every block that holds a computed token of ``parent``, the partial last one too. Neither
-        may write to that one before it has asked again."""
-        count = -(-parent.num_computed // self.block_size)
+    def fork(self, parent: Sequence, child: Sequence, upto: int | None = None) -> None:
+        """``child`` shares every block that holds one of the first ``upto`` computed tokens of ``parent`` [all], the
+        partial last one too. Neither may write to that one before it has asked again."""
+        if upto is None:
+            upto = parent.num_computed
+        count = -(-upto // self.block_size)
         for source, target in zip(parent.tables, child.tables, strict=True):
             target.gone = source.gone
             target.blocks.extend(source.blocks[:count])
             for block in target.blocks[target.gone :]:
                 self.pool.share(block)
-        child.num_computed = child.num_scheduled = parent.num_computed
-        child.node, child.num_published = parent.node, parent.num_published
-        child.capacity = parent.capacity = parent.num_computed
+            child.request.num_shared += count - target.gone
+        child.num_computed = child.num_scheduled = child.capacity = upto
+        parent.capacity = parent.num_scheduled
+        child.node, child.num_published = parent.node, min(parent.num_published, upto // self.block_size)
+        for _ in range(parent.num_published - child.num_published):
+            child.node = self.tree.parent(cast(int, child.node))
 
     def publish(self, seq: Sequence) -> None:
         """File every full block of ``seq`` that has been computed since the last call, so that others can share it.
@@ -300,6 +331,7 @@ class MemoryManager:
                         self._file(node, (own,), seq.node, key, i)
                     else:
                         pool.share(block)
+                        request.num_shared += 1
                         table.blocks[i] = block
                         table.sent = min(table.sent, i)
                         self._release(own)
@@ -548,17 +580,20 @@ class MemoryManager:
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _shared_tail(self, seq: Sequence) -> list[int]:
-        """The groups in which the partial block that ``seq`` would write next is shared."""
+        """The groups in which the partial block that ``seq`` would write next is shared, or is filed in the prefix tree
+        (a fork may begin in the middle of a full block)."""
         i, offset = divmod(seq.num_scheduled, self.block_size)
         if not offset:
             return []
-        return [g for g, table in enumerate(seq.tables) if self.pool.refs[table.blocks[i]] > 1]
+        refs, node = self.pool.refs, self.pool.node
+        return [g for g, table in enumerate(seq.tables) if refs[table.blocks[i]] > 1 or node[table.blocks[i]]]
 
     def _copy_tail(self, seq: Sequence, group: int) -> None:
         table, i = seq.tables[group], seq.num_scheduled // self.block_size
         source = table.blocks[i]
         target = self._allocate()
         self.copies.append(BlockCopy(group, source, target))
+        seq.request.num_copies += 1
         table.blocks[i] = target
         table.sent = min(table.sent, i)
         self._release(source)

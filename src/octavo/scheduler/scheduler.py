@@ -85,10 +85,13 @@ class Scheduler:
         self.check(request)
         request.rank = self.policy.rank(request, next(self._arrivals))
         if not self.config.prefix_caching:
-            request.namespace = ("request", request.id)  # its own sequences may still share with one another
-        seq = self._new_sequence(request, 0, list(request.prompt_token_ids))
+            # Its own sequences may still share with one another, and with its forks.
+            source = request.source
+            request.namespace = ("request", str(request.rank[1])) if source is None else source.request.namespace
+        first = request.first_index
+        seq = self._new_sequence(request, first, list(request.prompt_token_ids))
         if request.params.beam_width == 1:
-            seq.draws = tuple(range(request.params.num_sequences))
+            seq.draws = tuple(range(first, first + request.params.num_sequences))
         request.sequences, request.live = [seq], [seq]
         if request.params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]  # nothing comes before the first token
@@ -284,7 +287,7 @@ class Scheduler:
         """The prompt is computed: grow ``n`` sequences from its last position, forked from one another."""
         request = seq.request
         for index in range(1, len(samples)):
-            self._fork(seq, index)
+            self._fork(seq, seq.index + index)
         seq.draws = (seq.index,)
         grown = list(request.sequences)
         for each, sample in zip(grown, samples, strict=True):

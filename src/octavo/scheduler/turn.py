@@ -83,12 +83,16 @@ class Turn:
         first, *others = request.live
         nodes = self._match(first)
         on_host = first.swapped is not None and len(nodes) >= first.swapped.first
-        if not on_host and self._awaits(first, nodes):
+        point = self._fork_point(first, nodes)
+        if not on_host and not point and self._awaits(first, nodes):
             return None
         # The whole of what it has to recompute must fit, beside what others were promised, and one block to grow for
         # each sequence ranked above that may come to want one (its last token is never computed); it is not taken at
         # once, but chunk by chunk.
-        need = self.memory.need(first, first.num_total, nodes)
+        if point and first.request.source is not None and first.request.source.request.rank < request.rank:
+            need = self.memory.need_forked(first.num_total, point)
+        else:  # what it could share may have to go to make room for it
+            need = self.memory.need(first, first.num_total, nodes)
         need += sum(self.memory.blocks_beside(seq.num_total, first.num_prompt) for seq in others)
         rank = request.rank
         above = sum(
@@ -141,16 +145,26 @@ class Turn:
             self.memory.promote(seq)
         nodes = self._match(seq)
         start, swapped = len(nodes) * self.memory.block_size, seq.swapped
-        if swapped is not None and len(nodes) >= swapped.first:
+        point = self._fork_point(seq, nodes)
+        if point:
+            start = point
+        elif swapped is not None and len(nodes) >= swapped.first:
             start = max(start, swapped.length)
         elif self._awaits(seq, nodes):
             return False
         # The first chunk's blocks are asked for along with the prefix, lest it be shared and then stuck.
-        need = self.memory.need(seq, min(end, start + room), nodes)
+        upto = min(end, start + room)
+        need = self.memory.need_forked(upto, point) if point else self.memory.need(seq, upto, nodes)
         if self.short or not self.residency.make_room(seq, need):
             self.short = True
             return False
-        self.memory.share(seq, self._match(seq))  # again: making room may have dropped nodes
+        nodes = self._match(seq)  # again: making room may have dropped nodes, or the source of a fork
+        source, seq.request.source = seq.request.source, None
+        point = self.memory.fork_point(seq, source) if point else 0
+        if source is not None and point > len(nodes) * self.memory.block_size:
+            self.memory.fork(source, seq, point)
+        else:
+            self.memory.share(seq, nodes)
         if not seq.request.num_preemptions:  # what it finds on coming back are, for the most part, its own blocks
             seq.request.num_cached = seq.num_computed
         return True
@@ -186,6 +200,14 @@ class Turn:
             return []
         grown = all(seq.num_scheduled < seq.capacity or self.grow(seq, seq.num_total) for seq in live)
         return live if grown else []
+
+    def _fork_point(self, seq: Sequence, nodes: list[int]) -> int:
+        """Where a fork can begin by sharing its source's memory, if that is beyond where ``nodes`` end; else 0."""
+        request = seq.request
+        if request.source is None or request.prompt_logprobs is not None:
+            return 0
+        point = self.memory.fork_point(seq, request.source)
+        return point if point > len(nodes) * self.memory.block_size else 0
 
     def _match(self, seq: Sequence) -> list[int]:
         if seq.request.prompt_logprobs is not None and seq.num_total == seq.num_prompt:
