@@ -229,7 +229,10 @@ def test_forked_at_any_token(engine: LLMEngine, at: int | None) -> None:
     outputs = {}
     while engine.has_unfinished():
         outputs.update({output.request_id: output for output in engine.step()})
-    assert outputs[fork].metrics.num_cached_tokens == len(tokens) - 1
+    cached = outputs[fork].metrics.num_cached_tokens
+    windowed = any(group.window is not None for group in engine.facts.groups)
+    if at is None or not windowed:  # further back, blocks have left the window
+        assert cached == len(tokens) - 1
     engine.reset_prefix_cache()
     fresh = engine._prepare(tokens, DRAWN)
     fresh.first_index = request.first_index
