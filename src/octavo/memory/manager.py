@@ -307,8 +307,8 @@ class MemoryManager:
         """File every full block of ``seq`` that has been computed since the last call, so that others can share it.
         Where the same tokens are filed already, ``seq`` changes over to that block and gives its own back."""
         request = seq.request
-        if not self.caching and request.params.num_sequences == 1:
-            return
+        if not self.caching and request.params.num_sequences == 1 and not seq.num_published:
+            return  # nobody could share it; a fork's, that hangs in its family's tree, goes on there
         size, tree, pool = self.block_size, self.tree, self.pool
         self._stop_leading(seq)
         first, last = seq.num_published, seq.num_computed // size
@@ -343,7 +343,7 @@ class MemoryManager:
         start = seq.num_published * self.block_size
         if start + self.block_size > len(seq.tokens) or seq.id in self._led:
             return
-        if not self.caching and seq.request.params.num_sequences == 1:
+        if not self.caching and seq.request.params.num_sequences == 1 and not seq.num_published:
             return
         key = (seq.node, block_key(seq.tokens, start, start + self.block_size))
         if key not in self._leaders:
