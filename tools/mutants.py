@@ -69,9 +69,7 @@ TURN = "scheduler/turn.py"
 
 MUTANTS = (
     # Sharing and copy-on-write
-    Mutant(
-        "skip a copy-on-write", MANAGER, "self.pool.refs[table.blocks[i]] > 1]", "self.pool.refs[table.blocks[i]] > 2]"
-    ),
+    Mutant("skip a copy-on-write", MANAGER, "refs[table.blocks[i]] > 1 or", "refs[table.blocks[i]] > 2 or"),
     Mutant(
         "give a copied block back twice",
         MANAGER,
@@ -93,8 +91,8 @@ MUTANTS = (
     Mutant(
         "let a fork's parent write on unasked",
         MANAGER,
-        "child.capacity = parent.capacity = parent.num_computed",
-        "child.capacity = parent.num_computed",
+        "        parent.capacity = parent.num_scheduled\n",
+        "",
     ),
     # The prefix tree
     Mutant(
