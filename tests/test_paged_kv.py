@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from octavo import PagedKVCache
 from octavo.errors import ConfigError, OutOfBlocksError, RequestError
 from octavo.paged_kv import PagedSequence
+from octavo.plan import HOLE
 
 HEADS, DIM, LAYERS = 2, 32, 2
 
@@ -82,11 +83,15 @@ class Model:
                 continue
             for layer, (k, v) in enumerate(layers):
                 held_k, held_v = self.cache.gather(layer, seq)
-                assert torch.equal(held_k, k)
-                assert torch.equal(held_v, v)
+                gone = seq.block_table.count(HOLE) * self.cache.block_size
+                assert gone == 0 or gone <= len(seq) - self.cache.window + 1
+                assert held_k[:gone].isnan().all()
+                assert held_v[:gone].isnan().all()
+                assert torch.equal(held_k[gone:], k[gone:])
+                assert torch.equal(held_v[gone:], v[gone:])
         resident = [seq for seq in self.held if not seq.is_swapped]
         usage = self.cache.usage()
-        assert usage.num_used == len({block for seq in resident for block in seq.block_table})
+        assert usage.num_used == len({block for seq in resident for block in seq.block_table} - {HOLE})
         assert usage.num_used + usage.num_free == usage.num_blocks
 
 
@@ -94,7 +99,7 @@ class Model:
 @given(
     st.lists(st.tuples(st.sampled_from(["new", "extend", "fork", "free", "out", "in", "room"]), st.integers(0, 99))),
     st.sampled_from([1, 3, 4, 16]),
-    st.sampled_from([None, 5]),
+    st.sampled_from([None, 1, 5, 9]),
 )
 def test_any_order_of_calls_keeps_every_sequence_whole(
     calls: list[tuple[str, int]], block_size: int, window: int | None
@@ -164,6 +169,45 @@ def test_of_those_that_share_a_tail_all_but_one_copy_it() -> None:
     model.check()
     assert cache.usage().num_free == 0
     assert cache.usage().num_shared == 1
+
+
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
+@pytest.mark.parametrize("window", [1, 7, 16, 33])
+def test_a_window_bounds_the_memory_of_any_length(window: int, kernels: str) -> None:
+    size, step = 4, 5
+    bound = -(-(window - 1 + step) // size) + 1
+    cache = make(num_blocks=2 * bound, block_size=size, window=window, kernels=kernels)
+    cache._kv.fill_(torch.nan)  # whoever looks at what was never written sees it
+    model = Model(cache)
+    a, b = model.new(), model.new()
+    for i in range(60):
+        model.extend({a: 1 + i % step, b: step})
+        model.check()
+        assert max(len(seq.block_table) - seq.block_table.count(HOLE) for seq in (a, b)) <= bound
+        given_back = set(range(2 * bound)) - {*a.block_table, *b.block_table}
+        cache._pages[list(given_back)] = 255  # NaN in every dtype
+    assert len(b) == 300
+    a.free()
+    b.swap_out()
+    assert cache.usage().num_host_used <= bound
+    b.swap_in()
+    child = model.fork(b)
+    del model.held[a]
+    model.extend({b: 2, child: 2})
+    model.check()
+
+
+def test_what_leaves_the_window_counts_as_free_at_once() -> None:
+    cache = make(num_blocks=3, block_size=4, window=4)
+    model = Model(cache)
+    seq = model.new()
+    model.extend({seq: 8})
+    before = cache.usage()
+    with pytest.raises(OutOfBlocksError, match="3 blocks are needed, 2 of 3 are free"):
+        cache.batch({seq: 9})
+    assert cache.usage() == before
+    model.extend({seq: 8})  # one block free, and one that is given back
+    model.check()
 
 
 def test_a_batch_that_does_not_fit_changes_nothing() -> None:

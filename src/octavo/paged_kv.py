@@ -5,6 +5,7 @@ This is the one module that joins ``memory/`` and ``kernels/``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from octavo.errors import ConfigError, OutOfBlocksError, RequestError
 from octavo.executor.swap_space import SwapSpace
 from octavo.kernels import AttentionMetadata, KvLayout
 from octavo.memory import MemoryManager
+from octavo.plan import HOLE, LayerGroup
 from octavo.request import Request, SamplingParams, Sequence
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,7 +61,8 @@ class PagedSequence:
 
     @property
     def block_table(self) -> list[int]:
-        """The physical block of each logical one; empty while swapped out."""
+        """The physical block of each logical one, ``plan.HOLE`` where it was given back because its tokens have left
+        the cache's window; empty while swapped out."""
         return list(self._inner.tables[0].blocks)
 
     @property
@@ -162,7 +165,8 @@ class PagedKVCache:
         head_dim: of a head.
         dtype: float32, bfloat16 or float16.
         device: "cpu", or a CUDA device (attention there runs in plain torch).
-        window: a token attends to itself and the ``window - 1`` before it [to all].
+        window: a token attends to itself and the ``window - 1`` before it [to all]. Blocks that have left it are given
+            back when the sequence next takes tokens: no longer needs more than the window and its newest tokens fill.
         num_host_blocks: host memory for swapped sequences, in blocks (pinned where the device is a GPU).
         kernels: "cpu" (compiled), "reference" (plain torch), or "auto".
 
@@ -214,7 +218,11 @@ class PagedKVCache:
         self._swap_space = SwapSpace(num_host_blocks, self._layout.page_bytes, self.device)
         self._memory = MemoryManager(
             SchedulerConfig(
-                num_blocks=num_blocks, block_size=block_size, prefix_caching=False, num_host_blocks=num_host_blocks
+                num_blocks=num_blocks,
+                block_size=block_size,
+                prefix_caching=False,
+                num_host_blocks=num_host_blocks,
+                groups=(LayerGroup(num_layers, window),),
             )
         )
         self._swaps = self._memory.swaps
@@ -330,7 +338,7 @@ class PagedKVCache:
 
     def gather(self, layer: int, seq: PagedSequence) -> tuple[torch.Tensor, torch.Tensor]:
         """Contiguous copies of a sequence's keys and values in one layer, ``[len(seq), num_kv_heads, head_dim]`` each:
-        for checking; attention never does this.
+        for checking; attention never does this. Rows whose blocks have left the window and were given back are NaN.
 
         Raises:
             RequestError: the sequence is swapped out or freed, or there is no such layer.
@@ -339,7 +347,9 @@ class PagedKVCache:
         if seq.is_swapped:
             raise RequestError(f"{seq.name} is swapped out: swap it in first")
         self._check_layer_number(layer)
-        blocks = self._kv[seq.block_table, layer]  # [blocks, 2, heads, block_size, head_dim]
+        table = seq.block_table
+        blocks = self._kv[table, layer]  # [blocks, 2, heads, block_size, head_dim]
+        blocks[: table.count(HOLE)] = torch.nan
         flat = blocks.permute(1, 0, 3, 2, 4).reshape(2, -1, self._layout.num_kv_heads, self._layout.head_dim)
         return flat[0, : len(seq)].clone(), flat[1, : len(seq)].clone()
 
@@ -403,11 +413,14 @@ class PagedKVCache:
                 sharers = left.get(blocks[i], refs[blocks[i]])
                 need += sharers > 1
                 left[blocks[i]] = sharers - 1
-        if need > self._memory.num_free:
+        free = self._memory.num_free + self._given_back(targets)
+        if need > free:
             raise OutOfBlocksError(
-                f"{need} blocks are needed, {self._memory.num_free} of {self._memory.pool.num_blocks} are free: "
+                f"{need} blocks are needed, {free} of {self._memory.pool.num_blocks} are free: "
                 "free or swap out a sequence, or make the cache larger"
             )
+        for seq in targets:
+            self._memory.give_back(seq._inner)
         for seq, upto in targets.items():
             self._memory.reserve(seq._inner, upto)
         copies = self._memory.copies
@@ -419,6 +432,17 @@ class PagedKVCache:
                 torch.tensor(places, dtype=torch.int64, device=self.device),
             )
             copies.clear()
+
+    def _given_back(self, targets: Mapping[PagedSequence, int]) -> int:
+        """Blocks that become free when those of ``targets`` that have left the window are given back. That waits until
+        new tokens are taken, because until then the last batch may still attend to them."""
+        leaving = Counter(
+            seq._inner.tables[group].blocks[i]
+            for seq in targets
+            for group in self._memory.windowed
+            for i in self._memory.leaving(seq._inner, group)
+        )
+        return sum(count == self._memory.pool.refs[block] for block, count in leaving.items())
 
     def _describe(self, counts: Mapping[PagedSequence, int]) -> AttentionMetadata:
         number, sizes = len(counts), torch.tensor(list(counts.values()))

@@ -356,13 +356,19 @@ class MemoryManager:
         hangs on its node."""
         for group in self.windowed:
             table = seq.tables[group]
-            gone = self.groups[group].first_visible(seq.num_computed) // self.block_size
-            if seq.num_published:
-                gone = min(gone, seq.num_published - 1)
-            for i in range(gone - 1, table.gone - 1, -1):
+            leaving = self.leaving(seq, group)
+            for i in reversed(leaving):
                 self._release(table.blocks[i])
                 table.blocks[i] = HOLE
-            table.gone = max(gone, table.gone)
+            table.gone = leaving.stop
+
+    def leaving(self, seq: Sequence, group: int) -> range:
+        """The entries of one windowed group's table that :meth:`give_back` would make holes."""
+        gone = self.groups[group].first_visible(seq.num_computed) // self.block_size
+        if seq.num_published:
+            gone = min(gone, seq.num_published - 1)
+        done = seq.tables[group].gone
+        return range(done, max(gone, done))
 
     def free(self, seq: Sequence) -> None:
         """Give back every block, tail first, so that the free list evicts tails before heads."""
