@@ -106,6 +106,20 @@ def test_the_grid(name: str, shape: tuple, dtype: torch.dtype, window: int | Non
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("window", [None, small(128)])
+@pytest.mark.parametrize("dtype", DTYPES[:1] if INTERPRETED else DTYPES, ids=str)
+def test_the_sinks_and_windows_of_gpt_oss(name: str, window: int | None, dtype: torch.dtype) -> None:
+    """Heads of 64 in groups of eight, every other layer with a window of 128, and a learned sink for each query head:
+    a score that takes its share of the softmax and adds nothing."""
+    lengths = [(1, small(400)), (small(90), small(300)), (1, 1), (small(40), small(40))]
+    case = Case(lengths, small(64, by=4), small(8, by=4), 64, dtype=dtype, window=window, has_sinks=True)
+    case.check(case.fused(name)[0], fused=True)
+    case.check(case.paged(name), fused=False)
+    without = Case(lengths, case.num_heads, case.num_kv_heads, 64, dtype=dtype, window=window)
+    assert (case.expected(fused=False) - without.expected(fused=False)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
 @pytest.mark.parametrize("lengths", [[(1, 40)], [(9, 40)]], ids=["decode", "prefill"])
 def test_the_cache_may_have_another_dtype(name: str, dtypes: tuple, lengths: list) -> None:

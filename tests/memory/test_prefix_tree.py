@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from octavo.memory import PrefixTree
 from octavo.memory.prefix_tree import block_key
+from octavo.plan import HOLE
 from octavo.request import PrefixNode
 
 Path = tuple[str | None, tuple[int, ...]]  # the salt, and all tokens of the prefix
@@ -103,3 +104,20 @@ def test_a_removed_number_is_used_again_without_its_past() -> None:
                 tree.remove(gone)
             with pytest.raises(RuntimeError, match="does not exist"):
                 tree.parent(gone)
+
+
+def test_a_path_without_blocks_is_pruned_up_to_what_is_left() -> None:
+    tree = PrefixTree()
+    path = [tree.insert(("salt", None), b"a", (0, 1))]
+    for i in range(1, 4):
+        path.append(tree.insert(path[-1], b"a", (2 * i, 2 * i + 1)))
+    for node in path[1:]:
+        tree.put(node, 0, HOLE)
+        assert tree.blocks[node] == (HOLE, 2 * path.index(node) + 1)
+    tree.put(path[2], 1, HOLE)
+    tree.prune(path[2])
+    assert len(tree) == 4  # a child hangs on it
+    tree.put(path[3], 1, HOLE)
+    tree.prune(path[3])
+    assert tree.nodes() == path[:2]
+    assert tree.num_children(path[1]) == 0

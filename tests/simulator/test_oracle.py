@@ -10,7 +10,7 @@ import pytest
 from oracle_case import Case
 
 from octavo.config import SchedulerConfig
-from octavo.plan import PENDING, BlockCopy, Chunk, StepPlan
+from octavo.plan import HOLE, PENDING, BlockCopy, Chunk, LayerGroup, StepPlan
 from octavo.request import SamplingParams
 from octavo.simulator.oracle import OracleError, OracleExecutor, chain
 
@@ -100,6 +100,24 @@ def test_memory_overwritten_behind_a_sequences_back_is_noticed() -> None:
     case.executor.memory[case.scheduler.requests["r1"].live[0].tables[0].blocks[0], 2] += np.uint64(1)
     with pytest.raises(OracleError, match=r"request r1\), group 0: block \d+ does not hold position 2 of 8"):
         case.executor.submit(plan)
+
+
+def test_what_has_left_a_window_is_not_looked_at_and_what_has_not_is() -> None:
+    case = Case(SchedulerConfig(num_blocks=20, block_size=4, groups=(LayerGroup(1), LayerGroup(1, 6))))
+    case.add([1] * 17, SamplingParams(max_tokens=20), stops=False)
+    case.step()
+    plan = case.scheduler.schedule()  # position 17 sees from 12 on
+    blocks = case.scheduler.requests["r0"].live[0].tables[1].blocks
+    assert blocks.count(HOLE) == 3
+    table = case.executor.slots[plan.chunks[0].slot].tables[1]
+    case.executor.memory[table[:3]] += np.uint64(1)
+    case.executor.submit(plan)
+    wrong = plan.chunks[0]._replace(start=18, tokens=(PENDING,), blocks_from=(5, 3), blocks=((), (HOLE, blocks[4])))
+    with pytest.raises(OracleError, match=r"group 1: a hole does not hold position 12 of 19"):
+        case.executor.submit(StepPlan(plan.step + 1, (wrong,)))
+    wrong = wrong._replace(blocks_from=(5, 4), blocks=((), (HOLE,)))
+    with pytest.raises(OracleError, match="position 18 would be written to a hole"):
+        case.executor.submit(StepPlan(plan.step + 2, (wrong,)))
 
 
 def test_swapped_blocks_keep_their_content() -> None:
