@@ -98,8 +98,8 @@ MUTANTS = (
     Mutant(
         "publish before it is computed",
         MANAGER,
-        "for i in range(seq.num_published, seq.num_computed // size):",
-        "for i in range(seq.num_published, min(len(seq.tables[0].blocks), len(seq.tokens) // size)):",
+        "first, last = seq.num_published, seq.num_computed // size",
+        "first, last = seq.num_published, min(len(seq.tables[0].blocks), len(seq.tokens) // size)",
     ),
     Mutant(
         "match the last token",
@@ -123,8 +123,8 @@ MUTANTS = (
     Mutant(
         "keep an evicted block filed",
         MANAGER,
-        "            self.evicted.append(block)\n            self._forget(block)\n",
-        "            self.evicted.append(block)\n",
+        "                self._forget(block)\n        self.swaps",
+        "                pass\n        self.swaps",
     ),
     Mutant(
         "forget that a parent lost a child",
@@ -149,7 +149,7 @@ MUTANTS = (
     Mutant(
         "offer a policy parents with children",
         MANAGER,
-        "        return not self.tree.num_children(node) or self.tree.blocks[node]",
+        "        return not self._num_below(node) or self.tree.blocks[node]",
         "        return True or self.tree.blocks[node]",
     ),
     Mutant(
@@ -192,11 +192,11 @@ MUTANTS = (
     Mutant("leave empty nodes in the tree", MANAGER, "            tree.prune(node)\n", ""),
     # Swapping
     Mutant("swap to wrong slots", SWAPS, "Swapped(first, length, placed)", "Swapped(first, length, placed[::-1])"),
-    Mutant("leak a host page", SWAPS, "            self._returned.extend(_pages(seq.swapped))\n", ""),
+    Mutant("leak a host page", SWAPS, "            self.give_back(_pages(seq.swapped))\n", ""),
     Mutant(
         "write to a host page in the step that reads it",
         SWAPS,
-        "            self._returned.extend(_pages(seq.swapped))\n",
+        "            self.give_back(_pages(seq.swapped))\n",
         "            self.host.release(list(_pages(seq.swapped)))\n",
     ),
     Mutant("keep the host pages of one that has ended", RESIDENCY, "        self.memory.swaps.discard(seq)\n", ""),

@@ -313,30 +313,34 @@ class MemoryManager:
         self._stop_leading(seq)
         first, last = seq.num_published, seq.num_computed // size
         keys = block_keys(seq.tokens, first * size, last * size, size)
+        if first >= last:
+            return
+        tables, parent = seq.tables, seq.node
         for i, key in enumerate(keys, first):
-            node = tree.find(seq.node, key)
+            node = tree.find(parent, key)
             if not node:
-                blocks = tuple([table.blocks[i] for table in seq.tables])
-                node = tree.insert(seq.node, key, blocks)
-                self._file(node, tuple([block for block in blocks if block != HOLE]), seq.node, key, i)
+                blocks = tuple([table.blocks[i] for table in tables])
+                node = tree.insert(parent, key, blocks)
+                held = tuple([block for block in blocks if block != HOLE]) if self.windowed else blocks
+                self._file(node, held, parent, key, i)
             else:
                 if self.host_cache is not None and node in self.host_cache.nodes:  # computed again since it was demoted
                     self.host_cache.take(node)
-                for g, (table, block) in enumerate(zip(seq.tables, tree.blocks[node], strict=True)):
+                for g, (table, block) in enumerate(zip(tables, tree.blocks[node], strict=True)):
                     own = table.blocks[i]
                     if own in (block, HOLE):
                         continue
                     if block == HOLE:  # evicted since, and computed anew
                         tree.put(node, g, own)
-                        self._file(node, (own,), seq.node, key, i)
+                        self._file(node, (own,), parent, key, i)
                     else:
                         pool.share(block)
                         request.num_shared += 1
                         table.blocks[i] = block
                         table.sent = min(table.sent, i)
                         self._release(own)
-            seq.node = node
-            seq.num_published = i + 1
+            parent = node
+        seq.node, seq.num_published = parent, last
 
     def lead(self, seq: Sequence) -> None:
         """Announce that ``seq`` computes the block after its last published one, for :meth:`leader` to find."""
