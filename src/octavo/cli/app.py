@@ -15,6 +15,7 @@ from octavo.cli.chat import chat
 from octavo.cli.demo import demo
 from octavo.cli.doctor import doctor
 from octavo.cli.generate import generate
+from octavo.cli.ladder import ladder
 from octavo.cli.simulate import simulate
 from octavo.errors import EngineError, OctavoError
 
@@ -32,8 +33,9 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(chat)
-app.command()(doctor)
+app.command()(ladder)
 app.command()(simulate)
+app.command()(doctor)
 
 
 # Recent typers carry a click of their own, without a public name for this class.

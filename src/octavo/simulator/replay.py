@@ -187,6 +187,7 @@ class Replay:
         self._ended += 1
         outcome = self.outcomes[int(request.id)]
         outcome.first_token, outcome.finished = request.first_token, now
+        outcome.failed = request.failure
         outcome.num_cached = request.num_cached
         outcome.num_preemptions = request.num_preemptions
         outcome.num_generated = len(request.sequences[0].tokens) - len(request.prompt_token_ids)

@@ -18,6 +18,7 @@ class Outcome:
 
     request: TraceRequest
     refused: str | None = None  #: why it could never be served
+    failed: str | None = None  #: why it ended in mid-run
     first_scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None
@@ -53,6 +54,7 @@ class Report:
     num_requests: int
     num_finished: int
     num_refused: int
+    num_failed: int  #: in mid-run, for lack of memory
     seconds: float  #: from the first arrival to the end of the last step
     num_prompt_tokens: int  #: of finished requests, as the next two
     num_output_tokens: int
@@ -89,7 +91,7 @@ class Report:
     @classmethod
     def of(cls, trace: Trace, config: SchedulerConfig, outcomes: list[Outcome], meter: Meter, seconds: float) -> Report:
         """Put the numbers together."""
-        done = [outcome for outcome in outcomes if outcome.finished is not None]
+        done = [outcome for outcome in outcomes if outcome.finished is not None and outcome.failed is None]
         size = config.block_size
         prompt = sum(outcome.request.num_prompt for outcome in done)
         output = sum(outcome.num_generated for outcome in done)
@@ -100,6 +102,7 @@ class Report:
             num_requests=len(outcomes),
             num_finished=len(done),
             num_refused=len(refused),
+            num_failed=sum(outcome.failed is not None for outcome in outcomes),
             seconds=seconds,
             num_prompt_tokens=prompt,
             num_output_tokens=output,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from octavo.config import EngineConfig, SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.plan import Executor, LayerGroup, ModelFacts, StepPlan
@@ -10,6 +12,7 @@ from octavo.simulator.checked_executor import CheckedExecutor
 from octavo.simulator.contiguous_scheduler import ContiguousScheduler
 from octavo.simulator.cost import Machine
 from octavo.simulator.cost_executor import CostExecutor
+from octavo.simulator.meter import Usage
 from octavo.simulator.oracle import OracleExecutor
 from octavo.simulator.prompt_tokens import PromptTokens
 from octavo.simulator.replay import Recorder, Replay, paged_usage
@@ -23,6 +26,7 @@ def simulation(
     *,
     check: bool = False,
     recorder: Recorder | None = None,
+    watch: Callable[[float, float, float], None] | None = None,
 ) -> Replay:
     """A replay that is ready to run: the engine's own scheduler, with an executor that only knows what a plan costs.
 
@@ -32,6 +36,7 @@ def simulation(
         machine: what a plan costs, and how much memory there is.
         check: have the KV oracle follow every plan, and audit the memory now and then. Slow.
         recorder: is given every plan.
+        watch: is told, step by step, the moment and the shares of memory that are held and filled.
 
     Raises:
         ConfigError: no block fits the machine's memory, or the block size does not go with the trace's contents.
@@ -52,6 +57,12 @@ def simulation(
     def audit() -> None:
         scheduler.memory.audit(scheduler.sequences())
 
+    def usage() -> Usage:
+        now = paged_usage(scheduler)
+        if watch is not None:
+            watch(replay.clock.now, now.held / now.capacity, now.filled / now.capacity)
+        return now
+
     executor: Executor = _cost_executor(machine, facts, tokens)
     if check:
         oracle = OracleExecutor(
@@ -62,14 +73,8 @@ def simulation(
             token_of=lambda init, index: token_of(init.request_id),
         )
         executor = CheckedExecutor(executor, oracle)
-    return Replay(
-        trace,
-        scheduler,
-        executor,
-        lambda: paged_usage(scheduler),
-        recorder=recorder,
-        audit=audit if check else None,
-    )
+    replay = Replay(trace, scheduler, executor, usage, recorder=recorder, audit=audit if check else None)
+    return replay
 
 
 def contiguous_simulation(trace: Trace, config: EngineConfig, machine: Machine, rule: str) -> Replay:
