@@ -92,6 +92,9 @@ class Case:
         assert plan.num_tokens <= self.config.max_num_batched_tokens
         assert len({chunk.slot for chunk in plan.chunks}) == len(plan.chunks)
         assert not {chunk.seq_id for chunk in plan.chunks} & set(plan.preempted)
+        assert len({page for _, page in plan.swap_out}) == len(plan.swap_out), (
+            "a host page is written twice in one step"
+        )
         self.plans.append(plan)
         for init in plan.init:
             if init.request_id not in self._seen:

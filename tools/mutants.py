@@ -62,6 +62,7 @@ class Mutant:
 MANAGER = "memory/manager.py"
 POOL = "memory/pool.py"
 SWAPS = "memory/swap_table.py"
+HOST_CACHE = "memory/host_cache.py"
 TREE = "memory/prefix_tree.py"
 RESIDENCY = "scheduler/residency.py"
 SCHEDULER = "scheduler/scheduler.py"
@@ -94,12 +95,18 @@ MUTANTS = (
         "        parent.capacity = parent.num_scheduled\n",
         "",
     ),
+    Mutant(
+        "hang a fork's blocks where it did not branch off",
+        MANAGER,
+        "child.node, child.num_published = parent.node, ",
+        "child.node, child.num_published = child.node, ",
+    ),
     # The prefix tree
     Mutant(
         "publish before it is computed",
         MANAGER,
-        "first, last = seq.num_published, seq.num_computed // size",
-        "first, last = seq.num_published, min(len(seq.tables[0].blocks), len(seq.tokens) // size)",
+        "first, last = seq.num_published, seq.num_computed // size\n",
+        "first, last = seq.num_published, min(len(seq.tables[0].blocks), len(seq.tokens) // size)\n",
     ),
     Mutant(
         "match the last token",
@@ -123,8 +130,8 @@ MUTANTS = (
     Mutant(
         "keep an evicted block filed",
         MANAGER,
-        "                self._forget(block)\n        self.swaps",
-        "                pass\n        self.swaps",
+        "not self._demote(self.host_cache, node):\n                self._forget(block)\n",
+        "not self._demote(self.host_cache, node):\n                pass\n",
     ),
     Mutant(
         "forget that a parent lost a child",
@@ -149,8 +156,8 @@ MUTANTS = (
     Mutant(
         "offer a policy parents with children",
         MANAGER,
-        "        return not self._num_below(node) or self.tree.blocks[node]",
-        "        return True or self.tree.blocks[node]",
+        "        return not self._num_below(node) or self.tree",
+        "        return True or self.tree",
     ),
     Mutant(
         "take a held block for a free one",
@@ -168,14 +175,14 @@ MUTANTS = (
     Mutant(
         "give back a block that the window still shows",
         MANAGER,
-        "            gone = self.groups[group].first_visible(seq.num_computed) // self.block_size\n",
-        "            gone = self.groups[group].first_visible(seq.num_computed) // self.block_size + 1\n",
+        "        gone = self.groups[group].first_visible(seq.num_computed) // self.block_size\n",
+        "        gone = self.groups[group].first_visible(seq.num_computed) // self.block_size + 1\n",
     ),
     Mutant(
         "give back what a plan in flight still reads",
         MANAGER,
-        "            gone = self.groups[group].first_visible(seq.num_computed) // self.block_size\n",
-        "            gone = self.groups[group].first_visible(seq.num_scheduled) // self.block_size\n",
+        "        gone = self.groups[group].first_visible(seq.num_computed) // self.block_size\n",
+        "        gone = self.groups[group].first_visible(seq.num_scheduled) // self.block_size\n",
     ),
     Mutant(
         "forget the window bound",
@@ -196,8 +203,8 @@ MUTANTS = (
     Mutant(
         "write to a host page in the step that reads it",
         SWAPS,
-        "            self.give_back(_pages(seq.swapped))\n",
-        "            self.host.release(list(_pages(seq.swapped)))\n",
+        "        self._returned.extend(pages)\n",
+        "        self.host.release(list(pages))\n",
     ),
     Mutant("keep the host pages of one that has ended", RESIDENCY, "        self.memory.swaps.discard(seq)\n", ""),
     Mutant(
@@ -211,6 +218,25 @@ MUTANTS = (
         MANAGER,
         "max(swapped.length, held * self.block_size)",
         "max(swapped.length, held * self.block_size) + 1",
+    ),
+    # The second tier
+    Mutant(
+        "give up a page that this step writes",
+        HOST_CACHE,
+        "        return self._num_pages - (self._num_fresh if self._step == self._swaps.num_steps else 0)\n",
+        "        return self._num_pages\n",
+    ),
+    Mutant(
+        "demote what is only on its way to the device",
+        MANAGER,
+        "if any(block in self.swaps.moves_in for block in blocks) or not cache.demote(node, blocks):",
+        "if not cache.demote(node, blocks):",
+    ),
+    Mutant(
+        "forget a node and keep what was demoted below it",
+        MANAGER,
+        "            self.host_cache.drop_below(node)\n",
+        "            pass\n",
     ),
     # Counting
     Mutant(
