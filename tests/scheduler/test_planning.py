@@ -334,3 +334,19 @@ def test_a_static_batch_is_as_large_as_there_are_seats_whatever_a_step_can_compu
         over.step()
     over.drain()
     over.check_outputs()
+
+
+def test_nobody_is_preempted_for_blocks_that_the_urgent_one_shares() -> None:
+    """What a victim holds of the urgent prompt's own prefix makes no room for the rest of it."""
+    over = case(num_blocks=10, policy="priority")
+    add(over, [9] * 8, priority=-2, max_tokens=12)  # 3 blocks, and ranked above
+    lower = add(over, [1] * 16, priority=0, max_tokens=12)  # 5 blocks, 4 of them the urgent one's prefix
+    over.step()
+    over.step()
+    assert over.scheduler.memory.num_free == 2
+    urgent = add(over, [1] * 16 + [5] * 12, priority=-1, max_tokens=4)  # 4 shared, 3 more, and 1 for who is above
+    over.step()
+    assert lower.num_preemptions == 0
+    assert urgent.live[0].slot == -1
+    over.drain()
+    over.check_outputs()

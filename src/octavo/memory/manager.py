@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+from collections.abc import Sequence as Numbers
 from itertools import islice, takewhile
 from typing import cast
 
@@ -192,8 +193,15 @@ class MemoryManager:
         more = -(-upto // self.block_size) - point // self.block_size
         return sum(min(more, group.blocks_for(upto, self.block_size, self._stride)) for group in self.groups)
 
-    def yield_of(self, victims: Iterable[Request]) -> int:
-        """Blocks that would become free if these requests lost theirs: those held by nobody else."""
+    def shared_for_good(self, nodes: Numbers[int]) -> set[int]:
+        """The blocks that sharing the cached prefix ``nodes`` would hold for as long as the sequence lives: those of
+        groups that see the whole past. (A window's leave it, and :meth:`need` counts them by its bound.)"""
+        full = [g for g, group in enumerate(self.groups) if group.window is None]
+        return {self.tree.blocks[node][g] for node in nodes for g in full}
+
+    def yield_of(self, victims: Iterable[Request], wanted: Set[int] = frozenset()) -> int:
+        """Blocks that would become free for others if these requests lost theirs: those held by nobody else, but for
+        those that are ``wanted`` as they are, as part of a cached prefix."""
         counts: dict[int, int] = {}
         for request in victims:
             for seq in request.live:
@@ -201,7 +209,7 @@ class MemoryManager:
                     for block in table.blocks[table.gone :]:
                         counts[block] = counts.get(block, 0) + 1
         refs = self.pool.refs
-        return sum(count == refs[block] for block, count in counts.items())
+        return sum(count == refs[block] for block, count in counts.items() if block not in wanted)
 
     def departure(self, request: Request) -> Departure | None:
         """What moving the request's memory to the host would take; None if it cannot be moved in this step, because

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from bisect import insort
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Numbers
 
 from octavo.config import SchedulerConfig
 from octavo.errors import OutOfBlocksError
@@ -12,6 +13,9 @@ from octavo.memory import MemoryManager
 from octavo.request import Request, Sequence, SequenceState
 from octavo.scheduler.preemption_cost import prefers_swap
 from octavo.scheduler.rank import Rank, RankPolicy
+
+Nodes = Numbers[int]
+"""Of the prefix tree, from the root's child down."""
 
 
 def _rank(request: Request) -> Rank:
@@ -50,14 +54,14 @@ class Residency:
 
     # -- coming ------------------------------------------------------------------------------------------------
 
-    def admit(self, need: int) -> bool:
+    def admit(self, need: int, nodes: Nodes) -> bool:
         """Make the first waiting request resident if ``need`` blocks and its slots can be had, preempting requests
-        ranked below it if, and only if, that suffices. (Under ``victims="lru"`` nobody is preempted for it; under
-        ``"none"`` the blocks are not asked for either.)"""
+        ranked below it if, and only if, that suffices; ``nodes`` is the cached prefix that it would share. (Under
+        ``victims="lru"`` nobody is preempted for it; under ``"none"`` the blocks are not asked for either.)"""
         request = self.waiting.first()
         slots = request.num_slots - (self._unpromised - len(self._leaving))
         short = slots > 0 or (need > self.memory.num_free and self.victims != "none")
-        if short and not (self.victims == "rank" and self._preempt_below(request, need, slots)):
+        if short and not (self.victims == "rank" and self._preempt_below(request, need, slots, nodes)):
             return False
         self.waiting.pop()
         self.policy.admitted(request)
@@ -75,9 +79,9 @@ class Residency:
 
     # -- making room -------------------------------------------------------------------------------------------
 
-    def make_room(self, seq: Sequence, need: int) -> bool:
+    def make_room(self, seq: Sequence, need: int, nodes: Nodes = ()) -> bool:
         """Have ``need`` blocks free for ``seq``, taking them from others if need be; False, and nothing changed, if
-        all that may be taken from would not suffice.
+        all that may be taken from would not suffice. ``nodes`` is the cached prefix that it is about to share.
 
         Raises:
             OutOfBlocksError: under ``victims="none"``, there are too few.
@@ -92,12 +96,12 @@ class Residency:
                 'and victims="none" takes them from nobody'
             )
         if self.victims == "rank":
-            return self._preempt_below(seq.request, need, 0)
-        return self._preempt_among(self._least_recently_run(seq), need, 0)
+            return self._preempt_below(seq.request, need, 0, nodes)
+        return self._preempt_among(self._least_recently_run(seq), need, 0, nodes)
 
-    def _preempt_below(self, request: Request, need: int, slots: int) -> bool:
+    def _preempt_below(self, request: Request, need: int, slots: int, nodes: Nodes) -> bool:
         lower = itertools.takewhile(lambda other: other.rank > request.rank, reversed(self.running))
-        return self._preempt_among(lower, need, slots)
+        return self._preempt_among(lower, need, slots, nodes)
 
     def _least_recently_run(self, seq: Sequence) -> list[Request]:
         """Whom ``seq`` may take blocks from where rank does not protect: everybody who has not run in this step yet.
@@ -112,14 +116,16 @@ class Residency:
         ]
         return sorted(others, key=lambda other: other.last_run)
 
-    def _preempt_among(self, others: Iterable[Request], need: int, slots: int) -> bool:
-        """Preempt as many of ``others`` as it takes, first ones first, and none if all of them do not suffice."""
+    def _preempt_among(self, others: Iterable[Request], need: int, slots: int, nodes: Nodes) -> bool:
+        """Preempt as many of ``others`` as it takes, first ones first, and none if all of them do not suffice. What
+        they hold of the prefix ``nodes`` makes no room: it goes over to the one that room is made for."""
         victims: list[Request] = []
+        wanted = self.memory.shared_for_good(nodes)
         free, freed_slots = self.memory.num_free, 0
         for other in others:
             victims.append(other)
             freed_slots += other.num_slots
-            if freed_slots >= slots and free + self.memory.yield_of(victims) >= need:
+            if freed_slots >= slots and free + self.memory.yield_of(victims, wanted) >= need:
                 break
         else:
             return False

@@ -90,7 +90,7 @@ class Turn:
         # each sequence ranked above that may come to want one (its last token is never computed); it is not taken at
         # once, but chunk by chunk.
         if point and first.request.source is not None and first.request.source.request.rank < request.rank:
-            need = self.memory.need_forked(first.num_total, point)
+            need, nodes = self.memory.need_forked(first.num_total, point), []
         else:  # what it could share may have to go to make room for it
             need = self.memory.need(first, first.num_total, nodes)
         need += sum(self.memory.blocks_beside(seq.num_total, first.num_prompt) for seq in others)
@@ -98,7 +98,7 @@ class Turn:
         above = sum(
             seq.limit - 1 > seq.capacity for other in self.residency.running if other.rank < rank for seq in other.live
         )
-        admitted = self.residency.admit(need + self.promised + above)
+        admitted = self.residency.admit(need + self.promised + above, nodes)
         if admitted and crowded:  # a static batch is put together at once, however many steps its prompts take
             self.promised += need
         return admitted
@@ -155,7 +155,7 @@ class Turn:
         # The first chunk's blocks are asked for along with the prefix, lest it be shared and then stuck.
         upto = min(end, start + room)
         need = self.memory.need_forked(upto, point) if point else self.memory.need(seq, upto, nodes)
-        if self.short or not self.residency.make_room(seq, need):
+        if self.short or not self.residency.make_room(seq, need, () if point else nodes):
             self.short = True
             return False
         nodes = self._match(seq)  # again: making room may have dropped nodes, or the source of a fork
