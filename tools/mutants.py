@@ -249,13 +249,13 @@ MUTANTS = (
     Mutant(
         "a victim yields one block more than it does",
         MANAGER,
-        "return sum(count == refs[block] for block, count in counts.items())",
-        "return 1 + sum(count == refs[block] for block, count in counts.items())",
+        "return sum(count == refs[block] for block, count in counts.items() if block not in wanted)",
+        "return 1 + sum(count == refs[block] for block, count in counts.items() if block not in wanted)",
     ),
     Mutant(
         "count shared blocks as a victim's own",
         MANAGER,
-        "return sum(count == refs[block] for block, count in counts.items())",
+        "return sum(count == refs[block] for block, count in counts.items() if block not in wanted)",
         "return len(counts)",
     ),
     Mutant(
