@@ -92,10 +92,11 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "let a fork's parent write on unasked",
+        # (The parent alone may: as long as every fork copies before it writes, nobody is harmed.)
+        "let forks write on unasked",
         MANAGER,
-        "        parent.capacity = parent.num_scheduled\n",
-        "",
+        "child.num_scheduled = child.capacity = upto\n",
+        "child.num_scheduled = upto\n        child.capacity = parent.capacity\n",
     ),
     Mutant(
         "hang a fork's blocks where it did not branch off",
