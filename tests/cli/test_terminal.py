@@ -73,11 +73,11 @@ def test_notes_for_people() -> None:
 class Terminal:
     """A command on a pseudo terminal."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: str = "octavo") -> None:
         ours, theirs = pty.openpty()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OCTAVO_")}
         self.process = subprocess.Popen(
-            [Path(sys.executable).with_name("octavo"), *arguments],
+            [Path(sys.executable).with_name(program), *arguments],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
             env={**environment, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"},
             preexec_fn=_own_terminal,
@@ -137,13 +137,44 @@ def terminal() -> Iterator[type[Terminal]]:
     opened: list[Terminal] = []
 
     class Opened(Terminal):
-        def __init__(self, *arguments: str) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: str, program: str = "octavo") -> None:
+            super().__init__(*arguments, program=program)
             opened.append(self)
 
     yield Opened
     for each in opened:
         each.close()
+
+
+READER = """
+import signal, threading, time
+from octavo.cli.terminal import read_line
+
+def interrupt():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+print(repr(read_line("first> ")), repr(read_line("second> ")))
+threading.Thread(target=interrupt).start()
+try:
+    read_line("third> ")
+except KeyboardInterrupt:
+    print("interrupted")
+try:
+    read_line("fourth> ")
+except EOFError:
+    print("ended")
+"""
+
+
+def test_an_interrupt_is_noticed_whichever_thread_it_comes_to(terminal: type[Terminal]) -> None:
+    reader = terminal("-c", READER, program=Path(sys.executable).name)
+    reader.wait_for("first> $")
+    reader.write("one\n\n")
+    reader.wait_for("'one' ''(.|\n)*third> (.|\n)*interrupted(.|\n)*fourth> $")
+    reader.write("\x04")
+    assert reader.finish() == 0
+    assert "ended" in reader.shown
 
 
 def test_chat_on_a_terminal(terminal: type[Terminal]) -> None:

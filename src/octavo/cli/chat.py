@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from octavo.cli.options import engine_options, sampling_options
-from octavo.cli.terminal import LoadProgress, is_terminal, notes
+from octavo.cli.terminal import LoadProgress, is_terminal, notes, read_line
 from octavo.config import EngineConfig
 from octavo.errors import PromptTooLongError, RequestError
 from octavo.request import SamplingParams
@@ -60,30 +60,33 @@ class Conversation:
             print(HELP)
         while True:
             try:
-                line = input("\n> " if self.interactive else "")
+                line = (read_line("\n> ") if self.interactive else input()).strip()
+                if line == "/exit":
+                    return
+                self._answer(line)
             except EOFError:
                 return
             except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
                 print("\n" + HELP)
-                continue
-            line = line.strip()
-            if line == "/exit":
-                return
-            if line == "/reset":
-                self.turns.clear()
-                print("(a new conversation)")
-            elif line.startswith("/"):
-                print(HELP)
-            elif line:
-                self._turn(line)
+
+    def _answer(self, line: str) -> None:
+        if line == "/reset":
+            self.turns.clear()
+            print("(a new conversation)")
+        elif line.startswith("/"):
+            print(HELP)
+        elif line:
+            self._turn(line)
 
     def _turn(self, line: str) -> None:
         self.turns.append({"role": "user", "content": line})
         try:
             reply = self._reply()
-        except RequestError as error:
+        except (RequestError, KeyboardInterrupt) as error:  # interrupted before or after the reply itself
             self.turns.pop()
-            if not self.interactive:
+            if not self.interactive or isinstance(error, KeyboardInterrupt):
                 raise
             print(f"({error})")
             return

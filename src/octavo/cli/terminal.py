@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import sys
 import time
 from types import TracebackType
@@ -34,6 +36,38 @@ def console(stream: TextIO) -> Console:
 def notes(facts: ModelFacts) -> list[str]:
     """What the engine chose and a person should know before reading on: not how fast which matrix product was."""
     return [note for note in facts.notes if not note.startswith("linear ")]
+
+
+def read_line(prompt: str) -> str:
+    """A line from the terminal without its end, as ``input`` reads it, but no Ctrl-C is lost.
+
+    ``input`` waits inside a read: an interrupt that comes between the prompt and that read, or that the system hands
+    to another of the process's threads, is noticed at the next key only. Here every signal writes to a pipe, whichever
+    thread it comes to, and it is the pipe and the keyboard together that are waited for. On the main thread only.
+
+    Raises:
+        EOFError: the input has ended.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    signalled, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    before = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    try:
+        sys.stdout.write(prompt)
+        sys.stdout.flush()
+        while True:
+            ready, _, _ = select.select([sys.stdin, signalled], [], [])
+            if sys.stdin in ready:
+                break
+            os.read(signalled, 64)  # and its handler has run
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(signalled)
+        os.close(wakes)
+    line = sys.stdin.readline()  # a terminal is ready when a whole line is
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
 
 
 class LoadProgress:
