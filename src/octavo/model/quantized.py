@@ -1,0 +1,86 @@
+"""Making quantised weights of full ones."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.kernels.quantized import QuantizedWeight
+
+__all__ = ["QuantizedWeight", "quantize"]
+
+_AT_ONCE = 2**22  # weights: what is widened to float32 at a time stays small beside what is kept
+
+
+def quantize(weight: torch.Tensor, bits: int, group_size: int | None = None) -> QuantizedWeight:
+    """The nearest weight of few bits.
+
+    Values are rounded to the nearest of what their group's scale allows. For 8 bits the scale is the largest magnitude
+    over 127, and the range is the same on both sides of zero. For 4 bits it is, for each group, whichever has the least
+    squared error: the range from the least to the greatest weight in 15 steps, or one around zero in steps of an eighth
+    of the largest magnitude.
+
+    Args:
+        weight: ``[N, K]``, of any floating-point dtype.
+        bits: 8 or 4.
+        group_size: inputs that share a scale; it must divide K, and for 4 bits be even [K: one scale for each output].
+
+    Raises:
+        ValueError: an argument is not as described, or a weight is not finite.
+    """
+    if weight.dim() != 2 or not weight.is_floating_point() or not weight.numel():
+        raise ValueError(f"a weight of {tuple(weight.shape)}, {weight.dtype} cannot be quantised: it must be a matrix")
+    if bits not in (8, 4):
+        raise ValueError(f"bits={bits!r} must be 8 or 4")
+    rows, inputs = weight.shape
+    size = inputs if group_size is None else group_size
+    if size < 1 or inputs % size or (bits == 4 and size % 2):
+        raise ValueError(
+            f"group_size={group_size!r} cannot cut {inputs} inputs into equal groups"
+            + (" of an even number" if bits == 4 else "")
+        )
+    part = _eight_bits if bits == 8 else _four_bits
+    step = max(1, _AT_ONCE // inputs)
+    return QuantizedWeight.stack(
+        [part(weight[start : start + step].float().unflatten(1, (-1, size))) for start in range(0, rows, step)]
+    )
+
+
+def _eight_bits(groups: torch.Tensor) -> QuantizedWeight:
+    scales = _finite(groups.abs().amax(dim=2) / 127)
+    values = (groups / _divisor(scales)).round_().clamp_(-127, 127)
+    return QuantizedWeight(values.to(torch.int8).flatten(1), scales, None, 8)
+
+
+def _four_bits(groups: torch.Tensor) -> QuantizedWeight:
+    least, greatest = groups.aminmax(dim=2)
+    # around zero there are eight steps to one side and seven to the other: the side of the largest magnitude gets eight
+    largest = torch.where(-least > greatest, least, greatest)
+    ranges = [((greatest - least) / 15, -least), (largest / -8, largest / -8 * 8)]
+    best: tuple[torch.Tensor, ...] = ()
+    for scales, mins in ranges:
+        values = ((groups + mins.unsqueeze(2)) / _divisor(_finite(scales))).round_().clamp_(0, 15)
+        error = (values * scales.unsqueeze(2) - mins.unsqueeze(2)).sub_(groups).square_().sum(dim=2)
+        if not best:
+            best = error, values, scales, mins
+            continue
+        better = error < best[0]
+        best = (
+            error,
+            torch.where(better.unsqueeze(2), values, best[1]),
+            torch.where(better, scales, best[2]),
+            torch.where(better, mins, best[3]),
+        )
+    _, values, scales, mins = best
+    whole = values.to(torch.uint8).flatten(1)
+    return QuantizedWeight(whole[:, ::2] | whole[:, 1::2] << 4, scales.contiguous(), mins.contiguous(), 4)
+
+
+def _divisor(scales: torch.Tensor) -> torch.Tensor:
+    """Scales to divide by: where all weights of a group are alike there is nothing to divide."""
+    return torch.where(scales == 0, torch.ones_like(scales), scales).unsqueeze(2)
+
+
+def _finite(scales: torch.Tensor) -> torch.Tensor:
+    if not bool(scales.isfinite().all()):
+        raise ValueError("the weight holds values that are not finite, or too far apart: it cannot be quantised")
+    return scales
