@@ -117,7 +117,7 @@ MUTANTS = (
         "for i in range((len(tokens) - 1) // size):",
         "for i in range(len(tokens) // size):",
     ),
-    Mutant("drop the salt", "request.py", '("salt", salt)', '("salt", None)'),
+    Mutant("drop the salt", "request/request.py", '("salt", salt)', '("salt", None)'),
     Mutant(
         "match a block anywhere, not only under its parent",
         MANAGER,

@@ -1,4 +1,4 @@
-"""Sampling parameters: what a value of None becomes, and what a request grows."""
+"""Sampling parameters: what a value of None becomes, and how many sequences they ask for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import pytest
 
 from octavo import SamplingParams
 from octavo.errors import SamplingParamsError
-from octavo.plan import SamplingSpec
-from octavo.request import Request, Sequence
 
 DEFAULTS = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.1}
 NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -70,34 +68,3 @@ def test_they_are_frozen_and_can_be_copied() -> None:
         assert other == params
     with pytest.raises(SamplingParamsError, match="did you mean 'top_p'"):
         dataclasses.replace(params, topp=0.5)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"top_k": 1},
-        {"top_p": 0.9},
-        {"min_p": 0.1},
-        {"repetition_penalty": 1.1},
-        {"presence_penalty": 0.1},
-        {"frequency_penalty": -0.1},
-        {"logit_bias": ((1, 1.0),)},
-        {"allowed_token_ids": (1,)},
-        {"bad_words": ((1,),)},
-        {"min_tokens": 1},
-    ],
-)
-def test_plain_means_temperature_alone(change: dict[str, Any]) -> None:
-    assert SamplingSpec(temperature=0.3, logprobs=5).is_plain
-    assert not SamplingSpec(**change).is_plain
-
-
-def test_a_sequence_begins_with_its_prompt() -> None:
-    request = Request("r", [1, 2, 3], SamplingParams(max_tokens=4), max_new_tokens=4, salt="s")
-    seq = Sequence(0, request, 0, [1, 2, 3, 9], num_groups=2)
-    assert seq.output_token_ids == [9]
-    assert (seq.num_prompt, seq.limit, seq.num_total, seq.num_computed) == (3, 7, 4, 0)
-    assert len(seq.tables) == 2
-    assert seq.node == ("salt", "s")
-    assert "tokens=4" in repr(seq)
-    assert "prompt=3 tokens" in repr(request)
