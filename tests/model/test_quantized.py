@@ -46,7 +46,9 @@ def test_every_value_is_the_nearest_its_scale_allows(case: tuple[torch.Tensor, i
 def test_the_error_is_at_most_half_a_step_of_the_whole_range(case: tuple[torch.Tensor, int, int]) -> None:
     weight, bits, size = case
     groups = weight.double().unflatten(1, (-1, size))
-    step = groups.abs().amax(2) / 127 if bits == 8 else (groups.amax(2) - groups.amin(2)) / 15
+    step = groups.abs().amax(2) / 127
+    if bits == 4:
+        step = (groups.amax(2).clamp(min=0) - groups.amin(2).clamp(max=0)) / 15
     error = (quantize(weight, bits, size).dequantized().double().unflatten(1, (-1, size)) - groups).square().sum(2)
     assert bool((error <= size * (0.5001 * step + 1e-6 * groups.abs().amax()) ** 2).all())
 
@@ -61,6 +63,17 @@ def test_stacking_and_taking_rows_apart_change_nothing(case: tuple[torch.Tensor,
     again = QuantizedWeight.stack(parts)
     assert torch.equal(again.dequantized(), made.dequantized()[order])
     assert again.nbytes == made.nbytes == sum(part.nbytes for part in parts)
+
+
+@settings(deadline=None, max_examples=30)
+@given(weights())
+def test_zero_points_of_four_bits_are_whole(case: tuple[torch.Tensor, int, int]) -> None:
+    weight, _, size = case
+    made = quantize(weight, 4, size)
+    assert made.mins is not None
+    zeros = torch.where(made.scales == 0, 0, made.mins / made.scales).round()
+    assert bool(((zeros >= 0) & (zeros <= 15)).all())
+    assert torch.equal(zeros * made.scales, made.mins)
 
 
 def test_a_large_weight_is_made_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
