@@ -2,8 +2,8 @@
 
 Every backend is a module with the functions below, same names and same meaning; parity tests hold each to a float64
 reference. Activations are ``dtype`` (float32, bfloat16 or float16), arithmetic inside a kernel is float32. ``T`` is the
-number of rows in the flat batch. ``kv`` is :meth:`KvLayout.view`'s tensor. Outputs are written to ``out``, which the
-caller preallocates and which is returned.
+number of rows in the flat batch. ``kv`` is what :meth:`KvLayout.view` gives: a tensor, or where keys and values are
+int8 a :class:`QuantizedKv`. Outputs are written to ``out``, which the caller preallocates and which is returned.
 
 - ``rms_norm(x [T, H], weight [H], eps, out [T, H], offset=0.0)``: ``x / rms(x) * (offset + weight)``
 - ``add_rms_norm(x [T, H], residual [T, H], weight, eps, out, offset=0.0)``: ``residual += x`` in place, then the norm
@@ -16,7 +16,8 @@ caller preallocates and which is returned.
   batch_invariant=False)``: causal; ``window`` w: a token sees itself and the w - 1 before it; ``softcap`` c: scores
   become c tanh(score / c); ``sinks`` [HQ]: one more logit in each head's softmax denominator. Reads K and V straight
   from blocks. A row's result never depends on the other sequences of the batch; with ``batch_invariant`` it does not
-  depend either on how many rows its own sequence brought (bit-equal whether prefilled, chunked or decoded).
+  depend either on how many rows its own sequence brought (bit-equal whether prefilled, chunked or decoded). Where
+  keys and values are int8, a token's own are read back quantised too: nothing depends on what came in one chunk.
 - ``copy_blocks(cache [num_blocks, page_bytes] uint8, sources [N] int64, targets [N] int64)``: pairs are applied in
   order, each after the one before it is done
 - ``fused_attention(qkv [T, (HQ + 2 HK) D], q_norm [D] | None, k_norm [D] | None, eps, cos_sin, kv, layer, meta, scale,
@@ -44,10 +45,11 @@ from types import ModuleType
 
 from octavo.kernels.layout import KvLayout
 from octavo.kernels.metadata import AttentionMetadata
+from octavo.kernels.quantized_kv import Kv, QuantizedKv
 
 BACKENDS = {"reference": "octavo.kernels.reference", "cpu": "octavo.kernels.cpu"}
 
-__all__ = ["BACKENDS", "AttentionMetadata", "KvLayout", "load"]
+__all__ = ["BACKENDS", "AttentionMetadata", "Kv", "KvLayout", "QuantizedKv", "load"]
 
 
 def load(name: str) -> ModuleType:

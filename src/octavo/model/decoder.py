@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from octavo.kernels import AttentionMetadata
+from octavo.kernels import AttentionMetadata, Kv
 from octavo.model.config import ModelConfig
 from octavo.model.linear import GatedLinear, Linear
 from octavo.model.rope import cos_sin_table
@@ -134,7 +134,7 @@ class Decoder:
     def forward(
         self,
         token_ids: torch.Tensor,
-        kv: torch.Tensor,
+        kv: Kv,
         meta: Sequence[AttentionMetadata],
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -142,7 +142,7 @@ class Decoder:
 
         Args:
             token_ids: int64 ``[T]``; a row's position is ``meta[0].positions``'.
-            kv: :meth:`KvLayout.view`'s tensor, written to.
+            kv: :meth:`KvLayout.view`'s, written to.
             meta: which row belongs to whom: one for each of ``config.layer_groups``, alike but for the tables.
             rows: int64 ``[R]``, the rows whose logits are wanted [all T]. From the last layer's attention on, only
                 they are computed.
@@ -166,7 +166,7 @@ class Decoder:
     def hidden(
         self,
         token_ids: torch.Tensor,
-        kv: torch.Tensor,
+        kv: Kv,
         meta: Sequence[AttentionMetadata],
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:

@@ -12,11 +12,13 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
 
-from octavo.kernels.cpu.emitter import BF16, F16, F32, ITEM_SIZE
+from octavo.kernels.cpu.emitter import BF16, F16, F32, INT8, ITEM_SIZE
 from octavo.kernels.metadata import AttentionMetadata
+from octavo.kernels.quantized_kv import Kv, QuantizedKv
 
 CODES = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
+Looked = TypeVar("Looked")
 Described = TypeVar("Described")
 
 
@@ -112,14 +114,14 @@ def weight(name: str, tensor: torch.Tensor, size: int) -> tuple[int, int]:
     return dtype, tensor.data_ptr()
 
 
-class Remembered(Generic[Described]):
+class Remembered(Generic[Looked, Described]):
     """Descriptions of long-lived tensors, by identity. The tensors are not kept alive."""
 
-    def __init__(self, describe: Callable[[torch.Tensor], Described]) -> None:
+    def __init__(self, describe: Callable[[Looked], Described]) -> None:
         self._describe = describe
         self._known: dict[int, tuple[Callable[[], Any], int, Described]] = {}
 
-    def __call__(self, tensor: torch.Tensor) -> Described:
+    def __call__(self, tensor: Looked) -> Described:
         """What is known of a tensor; looked at again if its memory has moved."""
         known = self._known.get(id(tensor))
         if known is not None and known[0]() is tensor and known[1] == tensor.data_ptr():
@@ -132,7 +134,7 @@ class Remembered(Generic[Described]):
 
 
 class Cache(NamedTuple):
-    """A ``kv`` tensor as kernels see it; sizes and distances in bytes."""
+    """A ``kv`` as kernels see it; sizes and distances in bytes."""
 
     dtype: int
     num_layers: int
@@ -141,21 +143,47 @@ class Cache(NamedTuple):
     dim: int
     page: int
     head: int
+    scales: int  #: from a head's first row to its first scale; 0 where there are none
     address: int
 
 
-def _cache(kv: torch.Tensor) -> Cache:
+_WANTED = "KvLayout.view's [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]"
+
+
+def _cache(kv: Kv) -> Cache:
+    if isinstance(kv, QuantizedKv):
+        return _quantized_cache(kv)
     dtype = code("kv", kv)
     if kv.dim() != 6 or kv.shape[2] != 2 or not kv[:1].is_contiguous():
-        _refuse("kv", kv, "KvLayout.view's tensor [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]")
+        _refuse("kv", kv, _WANTED)
     _, num_layers, _, num_kv_heads, block_size, dim = kv.shape
     size = ITEM_SIZE[dtype]
     head = block_size * dim * size
-    return Cache(dtype, num_layers, num_kv_heads, block_size, dim, kv.stride(0) * size, head, kv.data_ptr())
+    return Cache(dtype, num_layers, num_kv_heads, block_size, dim, kv.stride(0) * size, head, 0, kv.data_ptr())
+
+
+def _quantized_cache(kv: QuantizedKv) -> Cache:
+    values, scales = kv.values, kv.scales
+    if values.dim() != 6 or values.shape[2] != 2 or values.dtype != torch.int8 or not values.is_cpu:
+        _refuse("kv.values", values, f"{_WANTED} of int8, on the CPU")
+    _, num_layers, _, num_kv_heads, block_size, dim = values.shape
+    page, head = values.stride(0), values.stride(3)
+    heads = (page, 2 * num_kv_heads * head, num_kv_heads * head, head)
+    if values.stride() != (*heads, dim, 1):
+        _refuse("kv.values", values, _WANTED)
+    if (
+        scales.shape != values.shape[:5]
+        or scales.dtype != torch.float32
+        or not scales.is_cpu
+        or scales.stride() != (*(size // 4 for size in heads), 1)
+    ):
+        _refuse("kv.scales", scales, "float32 of the shape of kv.values but for the last, views of the same pages")
+    behind = scales.data_ptr() - values.data_ptr()
+    return Cache(INT8, num_layers, num_kv_heads, block_size, dim, page, head, behind, values.data_ptr())
 
 
 cache = Remembered(_cache)
-"""Describes a ``kv`` tensor."""
+"""Describes a ``kv``."""
 
 
 def _angles(cos_sin: torch.Tensor) -> int:

@@ -19,11 +19,14 @@ WIDTH = 16
 CACHE_LINE = 64
 """Bytes."""
 
-F32, BF16, F16 = range(3)
+F32, BF16, F16, INT8 = range(4)
 """Codes of the dtypes that memory may hold."""
 
 DTYPES = (F32, BF16, F16)
-ITEM_SIZE = (4, 2, 2)
+"""Of activations and weights."""
+KV_DTYPES = (*DTYPES, INT8)
+"""Of keys and values."""
+ITEM_SIZE = (4, 2, 2, 1)
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOAT = ir.FloatType()
@@ -105,9 +108,9 @@ class Emitter:
         with self.b.if_then(condition):
             yield
 
-    def per_dtype(self, code: Value) -> Iterator[int]:
-        """Emits its body once for each dtype, to be run for the one whose code is ``code``."""
-        for dtype in DTYPES:
+    def per_dtype(self, code: Value, dtypes: tuple[int, ...] = DTYPES) -> Iterator[int]:
+        """Emits its body once for each of ``dtypes``, to be run for the one whose code is ``code``."""
+        for dtype in dtypes:
             with self.when(self.b.icmp_signed("==", code, self.const(dtype))):
                 yield dtype
 
@@ -218,6 +221,9 @@ class Lanes:
             return self.b.load(self.pointer(address, FLOAT), align=4)
         if dtype == F16:
             return self.b.fpext(self.b.load(self.pointer(address, HALF), align=2), self.float)
+        if dtype == INT8:
+            whole = self.b.sext(self.b.load(self.pointer(address, I8), align=1), self.int32)
+            return self.b.sitofp(whole, self.float)
         bits = self.b.zext(self.b.load(self.pointer(address, I16), align=2), self.int32)
         return self.b.bitcast(self.b.shl(bits, self.integer(16)), self.float)
 

@@ -19,8 +19,22 @@ from numba import types
 from numba.extending import intrinsic
 
 from octavo.kernels import noise
-from octavo.kernels.cpu.emitter import BF16, F16, F32, FLOAT, I32, I64, ITEM_SIZE, Emitter, Value
+from octavo.kernels.cpu.emitter import (
+    BF16,
+    F16,
+    F32,
+    FLOAT,
+    I8,
+    I32,
+    I64,
+    INT8,
+    ITEM_SIZE,
+    KV_DTYPES,
+    Emitter,
+    Value,
+)
 from octavo.kernels.cpu.jit import DISABLED
+from octavo.kernels.quantized_kv import LOWEST_PEAK
 
 _TYPES: dict[str, tuple[Any, ir.Type]] = {
     "i": (types.int64, I64),
@@ -93,7 +107,7 @@ def primitive(signature: str, python: Callable[..., Any]) -> Callable[[Callable[
 # ---------------------------------------------------------------- memory as arrays, for the Python forms
 
 
-_NUMPY: dict[int, Any] = {F32: np.float32, BF16: np.uint16, F16: np.float16}
+_NUMPY: dict[int, Any] = {F32: np.float32, BF16: np.uint16, F16: np.float16, INT8: np.int8}
 
 
 def row(dtype: int, address: int, count: int) -> np.ndarray[Any, Any]:
@@ -289,8 +303,8 @@ def _widen(dtype: int, source: int, target: int, count: int) -> None:
 
 @primitive("viiii", _widen)
 def widen(e: Emitter, dtype: Value, source: Value, target: Value, count: Value) -> None:
-    """A row of ``dtype`` becomes one of f32."""
-    for kind in e.per_dtype(dtype):
+    """A row of ``dtype`` becomes one of f32; int8 as the numbers they are."""
+    for kind in e.per_dtype(dtype, KV_DTYPES):
         for lanes, i in e.elementwise(count):
             lanes.store(F32, target, i, lanes.load(kind, source, i))
 
@@ -305,6 +319,44 @@ def narrow(e: Emitter, dtype: Value, source: Value, target: Value, count: Value)
     for kind in e.per_dtype(dtype):
         for lanes, i in e.elementwise(count):
             lanes.store(kind, target, i, lanes.load(F32, source, i))
+
+
+def _quantize_row(source: int, target: int, count: int) -> np.float32:
+    x = floats(source, count)
+    peak = np.abs(x).max()
+    if peak < LOWEST_PEAK:
+        row(INT8, target, count)[:] = 0
+        return np.float32(0)
+    with np.errstate(invalid="ignore"):
+        row(INT8, target, count)[:] = np.nan_to_num(np.rint(x * (np.float32(127) / peak)))
+    return np.float32(peak / np.float32(127))
+
+
+@primitive("fiii", _quantize_row)
+def quantize_row(e: Emitter, source: Value, target: Value, count: Value) -> Value:
+    """A row of f32 becomes int8, its largest magnitude 127, rounded to nearest even; returns the scale, by which the
+    int8 are the row again. It is not finite where the row is not; what is stored then is unspecified."""
+    b = e.b
+    # magnitudes are compared by their bits: these have the same order, and NaN is above all
+    peaks = tuple(e.variable(lanes.integer(0)) for lanes in (e.vector, e.scalar))
+    for lanes, i in e.elementwise(count):
+        bits = b.and_(b.bitcast(lanes.load(F32, source, i), lanes.int32), lanes.integer(0x7FFFFFFF))
+        peak = peaks[lanes is e.scalar]
+        peak.set(b.select(b.icmp_signed(">", bits, peak.get()), bits, peak.get()))
+
+    def larger(x: Value, y: Value) -> Value:
+        return b.select(b.icmp_signed(">", x, y), x, y)
+
+    peak = b.bitcast(larger(e.halves(peaks[0].get(), larger), peaks[1].get()), FLOAT)
+    is_zero = b.fcmp_ordered("<", peak, e.scalar.const(LOWEST_PEAK))
+    whole = e.scalar.const(127.0)
+    factor = b.select(is_zero, e.scalar.const(0.0), b.fdiv(whole, peak))
+    for lanes, i in e.elementwise(count):
+        # adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits
+        shifted = b.fadd(b.fmul(lanes.load(F32, source, i), lanes.splat(factor)), lanes.const(12582912.0))
+        place = lanes.pointer(b.add(target, i), I8)
+        b.store(b.trunc(b.bitcast(shifted, lanes.int32), lanes.of(I8)), place, align=1)
+    return b.select(is_zero, e.scalar.const(0.0), b.fdiv(peak, whole))
 
 
 def _fill(target: int, value: float, count: int) -> None:
@@ -371,6 +423,17 @@ def scale(e: Emitter, x: Value, factor: Value, count: Value) -> None:
     """``x *= factor``, a row of f32."""
     for lanes, i in e.elementwise(count):
         lanes.store(F32, x, i, e.b.fmul(lanes.load(F32, x, i), lanes.splat(factor)))
+
+
+def _multiply_row(x: int, y: int, count: int) -> None:
+    floats(x, count)[:] *= floats(y, count)
+
+
+@primitive("viii", _multiply_row)
+def multiply_row(e: Emitter, x: Value, y: Value, count: Value) -> None:
+    """``x *= y``, rows of f32."""
+    for lanes, i in e.elementwise(count):
+        lanes.store(F32, x, i, e.b.fmul(lanes.load(F32, x, i), lanes.load(F32, y, i)))
 
 
 def _rotate(x: int, cos_sin: int, half: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 from llvmlite import ir
 
-from octavo.kernels.cpu.emitter import F32, FLOAT, I32, ITEM_SIZE, WIDTH, Emitter, Lanes, Value, Variable
+from octavo.kernels.cpu.emitter import F32, FLOAT, I32, ITEM_SIZE, KV_DTYPES, WIDTH, Emitter, Lanes, Value, Variable
 from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.cpu.primitives import floats, get, primitive
 
@@ -120,7 +120,7 @@ def dots(
 
     for heads in range(1, MAX_GROUP + 1):
         with e.when(b.icmp_signed("==", group, e.const(heads))):
-            for kind in e.per_dtype(dtype):
+            for kind in e.per_dtype(dtype, KV_DTYPES):
                 whole = b.and_(keys, e.const(-_DOT_KEYS))
                 with e.loop(e.const(0), whole, _DOT_KEYS) as j:
                     for g, row in enumerate(products(kind, heads, j, _DOT_KEYS)):
@@ -180,7 +180,7 @@ def weighted_sum(
     step = WIDTH * _SUM_VECTORS
     for heads in range(1, MAX_GROUP + 1):
         with e.when(b.icmp_signed("==", group, e.const(heads))):
-            for kind in e.per_dtype(dtype):
+            for kind in e.per_dtype(dtype, KV_DTYPES):
                 whole = b.sub(dim, b.urem(dim, e.const(step)))
                 with e.loop(e.const(0), whole, step) as c:
                     columns(kind, heads, c, _SUM_VECTORS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from octavo.kernels.metadata import AttentionMetadata
-from octavo.kernels.reference.cache import write_kv
+from octavo.kernels.quantized_kv import Kv
+from octavo.kernels.reference.cache import read_kv, write_kv
 from octavo.kernels.reference.norm import normalize
 from octavo.kernels.reference.rotary import rotate
 
@@ -21,11 +22,11 @@ def _attend(
     softcap: float,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One sequence: q [N, HQ, D] at ``positions`` [N] over k, v [HK, L, D], whose first key stands at ``first``."""
+    """One sequence: q [N, HQ, D] at ``positions`` [N] over float32 k, v [HK, L, D], whose first key stands at ``first``."""
     num_queries, num_heads, head_dim = q.shape
     num_kv_heads, length = k.shape[0], k.shape[1]
     grouped = q.float().view(num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores = torch.einsum("nhgd,hld->hgnl", grouped, k.float()) * scale
+    scores = torch.einsum("nhgd,hld->hgnl", grouped, k) * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     keys = torch.arange(first, first + length, device=q.device)
@@ -38,12 +39,12 @@ def _attend(
         probabilities = torch.cat((scores, sink), dim=-1).softmax(-1)[..., :-1]
     else:
         probabilities = scores.softmax(-1)
-    return torch.einsum("hgnl,hld->nhgd", probabilities, v.float()).reshape(num_queries, num_heads, head_dim)
+    return torch.einsum("hgnl,hld->nhgd", probabilities, v).reshape(num_queries, num_heads, head_dim)
 
 
 def paged_attention(
     q: torch.Tensor,
-    kv: torch.Tensor,
+    kv: Kv,
     layer: int,
     meta: AttentionMetadata,
     scale: float,
@@ -68,7 +69,7 @@ def paged_attention(
         blocks = meta.block_tables[s, first_block : (context + block_size - 1) // block_size].long()
         base = first_block * block_size
         # [HK, blocks * block_size, D], cut to the keys that exist and are in sight
-        k, v = (kv[blocks, layer, which].transpose(0, 1).flatten(1, 2) for which in (0, 1))
+        k, v = (read_kv(kv, blocks, layer, which) for which in (0, 1))
         k, v = k[:, first_key - base : context - base], v[:, first_key - base : context - base]
         if not batch_invariant:
             positions = meta.positions[begin:end]
@@ -100,7 +101,7 @@ def fused_attention(
     k_norm: torch.Tensor | None,
     eps: float,
     cos_sin: torch.Tensor,
-    kv: torch.Tensor,
+    kv: Kv,
     layer: int,
     meta: AttentionMetadata,
     scale: float,

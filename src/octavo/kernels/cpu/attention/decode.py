@@ -25,6 +25,7 @@ from octavo.kernels.cpu.attention.words import (
     Q_NORM,
     Q_STRIDE,
     SCALE,
+    SCALES,
     SHARED,
     SOFTCAP,
     TABLE_STRIDE,
@@ -32,7 +33,7 @@ from octavo.kernels.cpu.attention.words import (
     VALUE_OFFSET,
     Q,
 )
-from octavo.kernels.cpu.emitter import ITEM_SIZE
+from octavo.kernels.cpu.emitter import INT8, ITEM_SIZE
 from octavo.kernels.cpu.jit import device
 from octavo.kernels.cpu.primitives import (
     copy_bytes,
@@ -42,6 +43,7 @@ from octavo.kernels.cpu.primitives import (
     load_f64,
     load_i32,
     load_i64,
+    multiply_row,
     scale,
     store_f32,
 )
@@ -56,6 +58,13 @@ from octavo.kernels.cpu.tiles import (
 
 LEAD = 3
 """Blocks between the one that is worked on and the one that is asked for."""
+
+
+@device
+def scale_columns(rows: int, group: int, scales: int, count: int) -> None:
+    """Multiply ``count`` columns of scores or weights, of ``group`` heads each, by the scales of their tokens."""
+    for g in range(group):
+        multiply_row(rows + 4 * g * PARTITION, scales, count)
 
 
 @device
@@ -85,6 +94,9 @@ def attend_part(p: int, seq: int, head: int, low: int, high: int, q: int, scores
             some = min(MAX_GROUP, group - g)
             place = scores + 4 * (g * PARTITION + j - low)
             dots(kv_dtype, q + 4 * g * dim, 4 * dim, some, k, count, dim, place, 4 * PARTITION, ahead)
+        if kv_dtype == INT8:
+            scales = base + load_i32(table + 4 * block) * page + load_i64(p + SCALES) + 4 * offset
+            scale_columns(scores + 4 * (j - low), group, scales, count)
         j += count
         offset = 0
         block += 1
@@ -96,6 +108,9 @@ def attend_part(p: int, seq: int, head: int, low: int, high: int, q: int, scores
     while j < high:
         count = min(block_size - offset, high - j)
         v = base + load_i32(table + 4 * block) * page + offset * line + values
+        if kv_dtype == INT8:
+            scales = base + load_i32(table + 4 * block) * page + values + load_i64(p + SCALES) + 4 * offset
+            scale_columns(scores + 4 * (j - low), group, scales, count)
         later = block + LEAD
         ahead = v
         if later * block_size < context:

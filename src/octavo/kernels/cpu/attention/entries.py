@@ -29,6 +29,7 @@ from octavo.kernels.cpu.launch import (
     run,
 )
 from octavo.kernels.metadata import AttentionMetadata
+from octavo.kernels.quantized_kv import Kv
 
 
 def _attention(
@@ -88,7 +89,7 @@ def _layer(cache: checks.Cache, layer: int) -> int:
 
 def paged_attention(
     q: torch.Tensor,
-    kv: torch.Tensor,
+    kv: Kv,
     layer: int,
     meta: AttentionMetadata,
     scale: float,
@@ -102,7 +103,7 @@ def paged_attention(
 
     Args:
         q: rows may be strided; the heads of a row lie one after the other.
-        kv: :meth:`KvLayout.view`'s tensor [num_blocks, num_layers, 2, HK, block_size, D].
+        kv: :meth:`KvLayout.view`'s [num_blocks, num_layers, 2, HK, block_size, D].
         layer: which of its layers.
         meta: the flat batch. Its tensors must not be replaced while it is in use; what is in them may be.
         scale: what scores are multiplied by.
@@ -136,7 +137,7 @@ def fused_attention(
     k_norm: torch.Tensor | None,
     eps: float,
     cos_sin: torch.Tensor,
-    kv: torch.Tensor,
+    kv: Kv,
     layer: int,
     meta: AttentionMetadata,
     scale: float,
@@ -151,7 +152,7 @@ def fused_attention(
     """q/k norm, rotary, KV write and paged attention: qkv [T, (HQ + 2 HK) D] to out [T, HQ * D], which is returned.
 
     Norm and rotation are computed in float32 and not rounded in between; keys and values are rounded to the cache's
-    dtype. Arguments are those of :func:`paged_attention`, :func:`rotary_embedding` and :func:`rms_norm`; the norm's
+    dtype, or quantised, and read back from there, a token's own too. Arguments are those of :func:`paged_attention`, :func:`rotary_embedding` and :func:`rms_norm`; the norm's
     weights are [D] or None, both of one dtype. ``qkv`` is left as it was.
 
     Raises:
@@ -192,7 +193,7 @@ def fused_attention(
     return out
 
 
-def write_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, layer: int, slots: torch.Tensor) -> None:
+def write_kv(k: torch.Tensor, v: torch.Tensor, kv: Kv, layer: int, slots: torch.Tensor) -> None:
     """Store row t of k and v [T, HK, D] in slot ``slots[t]`` (block id * block_size + offset) of ``layer``.
 
     Rows of k and v may be strided; the heads of a row lie one after the other.
@@ -216,7 +217,8 @@ def write_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, layer: int, slo
         0, F32, 0, 0, F32, 0, 0, address, 0.0, 0.0, 0.0,
     )  # fmt: skip
     words = pack_plan.pack(
-        cache.page, cache.head, kv_heads * cache.head, cache.block_size, cache.dtype, kv_heads, dim, *[0] * 11
-    )
+        cache.page, cache.head, kv_heads * cache.head, cache.scales, cache.block_size, cache.dtype, kv_heads, dim,
+        *[0] * 11,
+    )  # fmt: skip
     arguments.bytes[PAGE : PAGE + len(words)] = words
     run(attend, threads, arguments)

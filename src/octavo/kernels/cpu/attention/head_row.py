@@ -20,6 +20,7 @@ from octavo.kernels.cpu.attention.words import (
     PAGE,
     POSITIONS,
     ROTARY,
+    SCALES,
     SINKS,
     SINKS_DTYPE,
     SLOTS,
@@ -28,7 +29,7 @@ from octavo.kernels.cpu.attention.words import (
     VALUES,
     WINDOW,
 )
-from octavo.kernels.cpu.emitter import ITEM_SIZE
+from octavo.kernels.cpu.emitter import INT8, ITEM_SIZE
 from octavo.kernels.cpu.jit import device
 from octavo.kernels.cpu.primitives import (
     as_f32,
@@ -37,9 +38,11 @@ from octavo.kernels.cpu.primitives import (
     load_f64,
     load_i64,
     narrow,
+    quantize_row,
     rotate,
     scale,
     scale_weighted,
+    store_f32,
     sum_squares,
     widen,
 )
@@ -71,18 +74,25 @@ def write(p: int, row: int, head: int, spare: int) -> None:
     item = ITEM_SIZE[dtype]
     slot = load_i64(load_i64(p + SLOTS) + 8 * row)
     block = slot // block_size
-    target = load_i64(p + KV) + block * load_i64(p + PAGE) + head * load_i64(p + HEAD)
-    target += (slot - block * block_size) * dim * ITEM_SIZE[kv_dtype]
+    rows = load_i64(p + KV) + block * load_i64(p + PAGE) + head * load_i64(p + HEAD)
+    place = slot - block * block_size
+    target = rows + place * dim * ITEM_SIZE[kv_dtype]
+    scale_at = rows + load_i64(p + SCALES) + 4 * place
+    offset = load_i64(p + VALUE_OFFSET)
     key = load_i64(p + KEYS) + row * load_i64(p + KEY_STRIDE) + head * dim * item
     prepare(p, key, spare, load_i64(p + K_NORM), row, spare + 4 * dim)
-    narrow(kv_dtype, spare, target, dim)
     value = load_i64(p + VALUES) + row * load_i64(p + VALUE_STRIDE) + head * dim * item
-    target += load_i64(p + VALUE_OFFSET)
+    if kv_dtype == INT8:
+        store_f32(scale_at, quantize_row(spare, target, dim))
+        widen(dtype, value, spare, dim)
+        store_f32(scale_at + offset, quantize_row(spare, target + offset, dim))
+        return
+    narrow(kv_dtype, spare, target, dim)
     if dtype == kv_dtype:
-        copy_bytes(value, target, dim * item)
+        copy_bytes(value, target + offset, dim * item)
     else:
         widen(dtype, value, spare, dim)
-        narrow(kv_dtype, spare, target, dim)
+        narrow(kv_dtype, spare, target + offset, dim)
 
 
 @device

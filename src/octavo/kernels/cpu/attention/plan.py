@@ -90,6 +90,7 @@ def make_plan(
             cache.page,
             cache.head,
             kv_heads * cache.head,
+            cache.scales,
             cache.block_size,
             cache.dtype,
             kv_heads,

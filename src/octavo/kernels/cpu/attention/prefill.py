@@ -21,6 +21,7 @@ from octavo.kernels.cpu.attention.words import (
     Q_STRIDE,
     QUERY_START,
     SCALE,
+    SCALES,
     SOFTCAP,
     TABLE_STRIDE,
     TABLES,
@@ -29,7 +30,7 @@ from octavo.kernels.cpu.attention.words import (
     WINDOW,
     Q,
 )
-from octavo.kernels.cpu.emitter import ITEM_SIZE, WIDTH
+from octavo.kernels.cpu.emitter import INT8, ITEM_SIZE, WIDTH
 from octavo.kernels.cpu.jit import device
 from octavo.kernels.cpu.primitives import (
     fill,
@@ -57,7 +58,7 @@ def load_keys(p: int, seq: int, base: int, low: int, high: int, target: int, pad
     only pad are zero."""
     dim, block_size, kv_dtype = load_i64(p + DIM), load_i64(p + BLOCK_SIZE), load_i64(p + KV_DTYPE)
     table = load_i64(p + TABLES) + seq * load_i64(p + TABLE_STRIDE)
-    page, line = load_i64(p + PAGE), dim * ITEM_SIZE[kv_dtype]
+    page, line, scales = load_i64(p + PAGE), dim * ITEM_SIZE[kv_dtype], load_i64(p + SCALES)
     rows = (high - low + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     if padded != dim:
         fill(target, 0.0, rows * padded)
@@ -68,13 +69,17 @@ def load_keys(p: int, seq: int, base: int, low: int, high: int, target: int, pad
         block = j // block_size
         offset = j - block * block_size
         count = min(block_size - offset, high - j)
-        source = base + load_i32(table + 4 * block) * page + offset * line
+        rows_at = base + load_i32(table + 4 * block) * page
+        source = rows_at + offset * line
         place = target + 4 * (j - low) * padded
         if padded == dim:
             widen(kv_dtype, source, place, count * dim)
         else:
             for i in range(count):
                 widen(kv_dtype, source + i * line, place + 4 * i * padded, dim)
+        if kv_dtype == INT8:
+            for i in range(count):
+                scale(place + 4 * i * padded, load_f32(rows_at + scales + 4 * (offset + i)), dim)
         j += count
 
 

@@ -44,6 +44,7 @@ DECODE = -1
     PAGE,
     HEAD,
     VALUE_OFFSET,
+    SCALES,
     BLOCK_SIZE,
     KV_DTYPE,
     KV_HEADS,
@@ -59,9 +60,9 @@ DECODE = -1
     CONTEXT,
     POSITIONS,
     SHARED,
-) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 41, 8)
+) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 42, 8)
 pack = packer("20q3d")
-pack_plan = struct.Struct("18q")
+pack_plan = struct.Struct("19q")
 
 WRITE, DECODES, SCHEDULE, TILES = range(4)
 """Modes of the kernel."""
