@@ -10,7 +10,9 @@ from types import ModuleType
 import numba
 import torch
 
-from octavo.kernels import AttentionMetadata, KvLayout, load
+from octavo.kernels import AttentionMetadata, Kv, KvLayout, QuantizedKv, load
+from octavo.kernels.reference import write_kv
+from octavo.kernels.reference.cache import quantize_rows
 
 INTERPRETED = bool(numba.config.DISABLE_JIT)
 """Kernels run as plain Python: shapes must be tiny."""
@@ -29,6 +31,28 @@ def backend(name: str) -> ModuleType:
 def small(value: int, least: int = 1, by: int = 8) -> int:
     """The value, or where kernels are interpreted a fraction of it."""
     return max(least, value // by) if INTERPRETED else value
+
+
+def held(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows [..., D] as a cache of ``dtype`` holds them, in that dtype; quantised ones as float32."""
+    if dtype != torch.int8:
+        return rows.to(dtype)
+    values, scales = quantize_rows(rows)
+    return values * scales[..., None]
+
+
+def items(kv: Kv) -> torch.Tensor:
+    """What a cache holds, [num_blocks, num_layers, 2, HK, block_size, D]; quantised, as float32."""
+    return kv.values * kv.scales[..., None] if isinstance(kv, QuantizedKv) else kv
+
+
+def poison(kv: Kv) -> None:
+    """NaN throughout."""
+    if isinstance(kv, QuantizedKv):
+        kv.values.random_(-127, 128)
+        kv.scales.fill_(math.nan)
+    else:
+        kv.fill_(math.nan)
 
 
 @dataclass
@@ -85,7 +109,7 @@ class Case:
         self.layout = KvLayout(2, self.num_kv_heads, self.dim, self.block_size, self.kv_dtype)
         # what each sequence's past holds, before this batch
         self.past = [
-            torch.randn(2, context, self.num_kv_heads, self.dim).to(self.kv_dtype) for _, context in self.lengths
+            held(torch.randn(2, context, self.num_kv_heads, self.dim), self.kv_dtype) for _, context in self.lengths
         ]
         rows = len(self.rows)
         self.qkv = torch.randn(rows, (self.num_heads + 2 * self.num_kv_heads) * self.dim).to(self.dtype)
@@ -95,27 +119,27 @@ class Case:
         self.norms = [torch.rand(self.dim).to(self.dtype) + 0.5 if self.has_norm else None for _ in range(2)]
         self.sinks = torch.randn(self.num_heads) if self.has_sinks else None
 
-    def memory(self, written: bool) -> torch.Tensor:
+    def memory(self, written: bool) -> Kv:
         """A cache: NaN but for each sequence's past in layer 1, and with ``written`` its new tokens too."""
         kv = self.layout.view(self.layout.allocate(self.meta.block_tables.max().item() + 4))
-        kv.fill_(math.nan)
+        poison(kv)
         for seq, (new, context) in enumerate(self.lengths):
             end = context if written else context - new
             place = torch.arange(end)
             blocks = self.meta.block_tables[seq, place // self.block_size].long()
-            held = blocks >= 0
-            offsets = place % self.block_size
-            for which in (0, 1):
-                kv[blocks[held], 1, which, :, offsets[held]] = self.past[seq][which, :end][held]
+            there = blocks >= 0
+            slots = blocks * self.block_size + place % self.block_size
+            write_kv(*(rows[:end][there] for rows in self.past[seq]), kv, 1, slots[there])
         return kv
 
     def poisoned(self) -> torch.Tensor:
         """An output to be written."""
         return torch.full((len(self.rows), self.num_heads * self.dim), math.nan, dtype=self.dtype)
 
-    def fused(self, name: str, batch_invariant: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def fused(self, name: str, batch_invariant: bool = False) -> tuple[torch.Tensor, Kv]:
         """fused_attention's output, and the cache afterwards."""
         kv, out = self.memory(written=False), self.poisoned()
+        self.left = kv
         backend(name).fused_attention(
             self.qkv.clone(), self.norms[0], self.norms[1], 1e-5, self.cos_sin, kv, 1, self.meta, self.scale, out,
             self.num_heads, self.num_kv_heads, self.window, self.softcap, self.sinks, batch_invariant,
@@ -162,7 +186,12 @@ class Case:
         for seq, (new, context) in enumerate(self.lengths):
             keys, values = (x.double().clone() for x in self.past[seq])
             mine = slice(row, row + new)
-            if fused:
+            if fused and self.kv_dtype == torch.int8:
+                # as they were stored: a rounding more or less in k would be a whole step of its int8
+                slots = self.meta.slots[mine]
+                stored = items(self.left)[slots // self.block_size, 1, :, :, slots % self.block_size]
+                keys[context - new :], values[context - new :] = stored[:, 0], stored[:, 1]
+            elif fused:
                 keys[context - new :] = k[mine].to(self.kv_dtype).double()
                 values[context - new :] = v[mine].to(self.kv_dtype).double()
             keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)

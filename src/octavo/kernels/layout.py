@@ -59,9 +59,12 @@ class KvLayout:
         heads = (cache.shape[0], self.num_layers, 2, self.num_kv_heads)
         if not self.is_quantized:
             return cache.view(self.dtype).view(*heads, self.block_size, self.head_dim)
-        rows = cache.view(*heads, self.head_bytes)
-        size = self.block_size * self.head_dim
+        head = self.head_bytes
+        strides = (self.page_bytes, 2 * self.num_kv_heads * head, self.num_kv_heads * head, head)
+        shape = (*heads, self.block_size)
         return QuantizedKv(
-            rows[..., :size].view(torch.int8).unflatten(-1, (self.block_size, self.head_dim)),
-            rows[..., self.rows_bytes :].view(_SCALE),
+            cache.view(torch.int8).as_strided((*shape, self.head_dim), (*strides, self.head_dim, 1)),
+            cache.view(_SCALE).as_strided(
+                shape, (*(size // _SCALE.itemsize for size in strides), 1), self.rows_bytes // _SCALE.itemsize
+            ),
         )

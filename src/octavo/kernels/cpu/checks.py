@@ -18,7 +18,7 @@ from octavo.kernels.quantized_kv import Kv, QuantizedKv
 
 CODES = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
-Looked = TypeVar("Looked")
+Looked = TypeVar("Looked", bound=Kv)
 Described = TypeVar("Described")
 
 

@@ -22,7 +22,7 @@ def _attend(
     softcap: float,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One sequence: q [N, HQ, D] at ``positions`` [N] over float32 k, v [HK, L, D], whose first key stands at ``first``."""
+    """One sequence: q [N, HQ, D] at ``positions`` [N] over float32 k, v [HK, L, D], the first key at ``first``."""
     num_queries, num_heads, head_dim = q.shape
     num_kv_heads, length = k.shape[0], k.shape[1]
     grouped = q.float().view(num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)

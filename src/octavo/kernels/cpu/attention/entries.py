@@ -152,8 +152,9 @@ def fused_attention(
     """q/k norm, rotary, KV write and paged attention: qkv [T, (HQ + 2 HK) D] to out [T, HQ * D], which is returned.
 
     Norm and rotation are computed in float32 and not rounded in between; keys and values are rounded to the cache's
-    dtype, or quantised, and read back from there, a token's own too. Arguments are those of :func:`paged_attention`, :func:`rotary_embedding` and :func:`rms_norm`; the norm's
-    weights are [D] or None, both of one dtype. ``qkv`` is left as it was.
+    dtype, or quantised, and read back from there, a token's own too. Arguments are those of :func:`paged_attention`,
+    :func:`rotary_embedding` and :func:`rms_norm`; the norm's weights are [D] or None, both of one dtype. ``qkv`` is
+    left as it was.
 
     Raises:
         ValueError: a tensor's shape, dtype or layout is not as described.
