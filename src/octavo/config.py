@@ -15,6 +15,7 @@ BUNDLED_MODEL = "tales"
 """The name of the model that comes with the package; also what ``model=None`` means."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_CACHE_DTYPES = ("auto", "int8")
 PREEMPTIONS = ("auto", "swap", "recompute")
 POLICIES = ("fcfs", "priority", "srpt", "fair")
 VICTIMS = ("rank", "lru", "none")
@@ -44,6 +45,8 @@ class EngineConfig:
         tokenizer: another folder or hub id to take the tokenizer from [the model's].
         dtype: of weights, activations and KV memory; "auto" takes the checkpoint's where the machine computes in it
             at speed, float32 otherwise.
+        kv_cache_dtype: of keys and values in memory: "auto" is ``dtype``, "int8" stores them in 8 bits with a scale
+            for each token and KV head.
         device: "cpu", or "auto".
         kernels: "reference" (plain torch, slow and plain to read), "cpu" (Numba), or "auto" for the fastest.
         block_size: tokens a block holds.
@@ -86,6 +89,7 @@ class EngineConfig:
     revision: str | None = None
     tokenizer: str | None = None
     dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
     device: str = "auto"
     kernels: str = "auto"
     block_size: int = 16
@@ -137,6 +141,7 @@ class EngineConfig:
             if value is not None and (not isinstance(value, str) or not value):
                 raise ConfigError(f"{name} must be a non-empty string, not {value!r}")
         _choice("dtype", self.dtype, DTYPES)
+        _choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _choice("device", self.device, DEVICES)
         _choice("kernels", self.kernels, KERNELS)
         _choice("policy", self.policy, POLICIES)

@@ -91,6 +91,7 @@ def _tables(report: Any, config: EngineConfig) -> list[Table]:
                 "weights": f"{_size(memory.weights_bytes)} at the most",
                 "KV memory": f"{_size(memory.kv_bytes)}: {memory.num_blocks:,} blocks of {memory.block_size} tokens, "
                 f"{_size(memory.page_bytes)} each{groups}",
+                "KV dtype": report.kv_dtype,
                 "swap space": f"{_size(memory.swap_bytes)}: {memory.num_host_blocks:,} blocks of preempted requests",
                 "tokens": f"{memory.tokens:,} fit at once",
                 "context": f"{memory.max_model_len:,} tokens served (the model's own: {model.context_length:,})",

@@ -13,7 +13,18 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from octavo.config import BATCHINGS, DEVICES, DTYPES, EVICTIONS, KERNELS, POLICIES, PREEMPTIONS, VICTIMS, EngineConfig
+from octavo.config import (
+    BATCHINGS,
+    DEVICES,
+    DTYPES,
+    EVICTIONS,
+    KERNELS,
+    KV_CACHE_DTYPES,
+    POLICIES,
+    PREEMPTIONS,
+    VICTIMS,
+    EngineConfig,
+)
 from octavo.errors import SamplingParamsError
 from octavo.request import SamplingParams
 
@@ -39,6 +50,7 @@ ENGINE: dict[str, Flag] = {
     "revision": Flag(str, "The hub revision: branch, tag or commit."),
     "tokenizer": Flag(str, "Another folder or hub id to take the tokenizer from."),
     "dtype": Flag(str, "Of weights, activations and KV memory.", metavar=_one_of(DTYPES)),
+    "kv_cache_dtype": Flag(str, "Of KV memory; auto is --dtype.", metavar=_one_of(KV_CACHE_DTYPES)),
     "device": Flag(str, "Where to compute.", metavar=_one_of(DEVICES)),
     "kernels": Flag(str, "Which kernels compute.", metavar=_one_of(KERNELS)),
     "block_size": Flag(int, "Tokens that a block holds.", "16"),

@@ -11,10 +11,10 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.executor.backend import Backend, choose_backend
+from octavo.executor.kv_memory import describe_kv, kv_layout
 from octavo.executor.machine import Machine
 from octavo.executor.memory_plan import MemoryPlan, plan_memory
 from octavo.hub import eos_token_ids, resolve_model
-from octavo.kernels.layout import KvLayout
 from octavo.model import ModelConfig, read_model_config, weights_bytes
 from octavo.model.checkpoint import Checkpoint
 from octavo.model.dtypes import resolve_dtype
@@ -35,6 +35,7 @@ class Report:
     eos_token_ids: tuple[int, ...]
     dtype: str
     dtype_reason: str
+    kv_dtype: str  #: what keys and values are stored as
     backend: Backend
     memory: MemoryPlan
 
@@ -60,7 +61,7 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
     dtype, notes = resolve_dtype(config.dtype, stored, torch.device("cpu"))
     weights = weights_bytes(model, dtype)
     groups = model.layer_groups
-    layout = KvLayout(groups[0].num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
+    layout = kv_layout(config, model, dtype)
     return Report(
         machine=machine,
         python=platform.python_version(),
@@ -71,6 +72,7 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
         eos_token_ids=eos_token_ids(folder),
         dtype=_name(dtype),
         dtype_reason=_reason(config, stored, notes),
+        kv_dtype=describe_kv(layout, dtype),
         backend=choose_backend(config),
         memory=plan_memory(
             available_bytes=machine.available_bytes,

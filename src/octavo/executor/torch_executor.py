@@ -16,6 +16,7 @@ from octavo.config import EngineConfig
 from octavo.errors import EngineError
 from octavo.executor.backend import choose_backend
 from octavo.executor.batch import Batch, build_batch
+from octavo.executor.kv_memory import describe_kv, kv_layout
 from octavo.executor.machine import default_threads, memory
 from octavo.executor.memory_plan import MemoryPlan, plan_memory
 from octavo.executor.prefill_speed import prefill_speed
@@ -24,7 +25,6 @@ from octavo.executor.sampler import NOT_FINITE, Sampler
 from octavo.executor.slots import SlotTable
 from octavo.executor.swap_space import SwapSpace, measure_bandwidth
 from octavo.hub import Progress, eos_token_ids
-from octavo.kernels.layout import KvLayout
 from octavo.model import load_model
 from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult
 
@@ -65,9 +65,7 @@ class TorchExecutor:
         self._kernels.warm_up(progress)
         model, weights = self._decoder.config, self._decoder.weights_bytes
         groups = model.layer_groups
-        layout = KvLayout(
-            groups[0].num_layers, model.num_kv_heads, model.head_dim, config.block_size, self._decoder.dtype
-        )
+        layout = kv_layout(config, model, self._decoder.dtype)
         self.memory_plan: MemoryPlan = plan_memory(
             available_bytes=memory()[1] + weights,
             weights_bytes=weights,
@@ -77,6 +75,7 @@ class TorchExecutor:
             groups=groups,
         )
         plan = self.memory_plan
+        kv_notes = (f"KV memory in {describe_kv(layout, self._decoder.dtype)}",) if layout.is_quantized else ()
         self._cache = layout.allocate(plan.num_blocks)
         self._kv = layout.view(self._cache)
         self._swap_space = SwapSpace(plan.num_host_blocks, layout.page_bytes)
@@ -94,7 +93,7 @@ class TorchExecutor:
             page_bytes=layout.page_bytes,
             flops_per_token=model.flops_per_token,
             attention_flops=model.attention_flops,
-            notes=(*plan.notes, *self._decoder.notes),
+            notes=(*plan.notes, *kv_notes, *self._decoder.notes),
         )
         if plan.num_host_blocks and config.preemption == "auto":
             self._facts = self._measured(config)
