@@ -24,6 +24,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tokenizer", 5, "tokenizer must be"),
     ("dtype", "float8", "use one of auto, float32"),
     ("dtype", None, "dtype=None is unknown"),
+    ("kv_cache_dtype", "fp8", "kv_cache_dtype='fp8' is unknown: use one of auto, int8"),
     ("device", "cuda:0", "device='cuda:0' is unknown"),
     ("kernels", "magic", "kernels='magic' is unknown"),
     ("block_size", 0, "block_size=0 is out of range"),

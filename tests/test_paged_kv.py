@@ -298,3 +298,37 @@ def test_bad_input_is_refused_by_name() -> None:
     seq.free()
     with pytest.raises(RequestError, match="freed"):
         seq.append_tokens(1)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_keys_and_values_in_int8(kernels: str) -> None:
+    """Forked, copied and swapped like any other; what is gathered is what attention reads."""
+    plain, cache = make(kernels=kernels), make(kernels=kernels, kv_cache_dtype="int8")
+    assert cache.usage().bytes_total == plain.usage().bytes_total * (DIM + 4) // (4 * DIM)
+    torch.manual_seed(1)
+    k, v = torch.randn(2, 10, HEADS, DIM)
+    parent = cache.sequence()
+    batch = cache.batch({parent: 10})
+    for layer in range(LAYERS):
+        cache.write(layer, batch, k, v)
+    held = cache.gather(1, parent)
+    for rows, exact in zip(held, (k, v), strict=True):
+        assert ((rows - exact).abs() <= exact.abs().amax(-1, keepdim=True) / 127 * 0.501).all()
+    child = parent.fork()
+    batch = cache.batch({child: 1, parent: 2})
+    q, k, v = torch.randn(3, HEADS * 2, DIM), torch.randn(3, HEADS, DIM), torch.randn(3, HEADS, DIM)
+    for layer in range(LAYERS):
+        cache.write(layer, batch, k, v)
+    out = cache.attend(1, batch, q).double()
+    for seq, rows in ((child, slice(0, 1)), (parent, slice(1, 3))):
+        before = cache.gather(1, seq)
+        assert torch.equal(before[0][:10], held[0])
+        torch.testing.assert_close(out[rows], dense(q[rows], *before), rtol=0, atol=1e-5)
+        seq.swap_out()
+        seq.swap_in()
+        assert all(map(torch.equal, cache.gather(1, seq), before))
+
+
+def test_a_storage_dtype_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kv_cache_dtype='int4' is unknown: use auto, int8"):
+        make(kv_cache_dtype="int4")

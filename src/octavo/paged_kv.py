@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from octavo import kernels as kernel_backends
-from octavo.config import SchedulerConfig
+from octavo.config import KV_CACHE_DTYPES, SchedulerConfig
 from octavo.errors import ConfigError, OutOfBlocksError, RequestError
 from octavo.executor.swap_space import SwapSpace
 from octavo.kernels import AttentionMetadata, KvLayout
+from octavo.kernels.reference.cache import read_kv
 from octavo.memory import MemoryManager
 from octavo.plan import HOLE, LayerGroup
 from octavo.request import Request, SamplingParams, Sequence
@@ -163,7 +164,9 @@ class PagedKVCache:
         num_layers: of your model; a block holds its tokens' keys and values of every layer.
         num_kv_heads: key/value heads a layer has.
         head_dim: of a head.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16: of the keys, values and queries you bring.
+        kv_cache_dtype: of keys and values in memory: "auto" is ``dtype``, "int8" stores them in 8 bits with a scale
+            for each token and KV head.
         device: "cpu", or a CUDA device (attention there runs in plain torch).
         window: a token attends to itself and the ``window - 1`` before it [to all]. Blocks that have left it are given
             back when the sequence next takes tokens: no longer needs more than the window and its newest tokens fill.
@@ -183,6 +186,7 @@ class PagedKVCache:
         head_dim: int,
         block_size: int = 16,
         dtype: torch.dtype = torch.float32,
+        kv_cache_dtype: str = "auto",
         device: torch.device | str = "cpu",
         window: int | None = None,
         num_host_blocks: int = 0,
@@ -202,6 +206,8 @@ class PagedKVCache:
                 raise ConfigError(f"{name} is out of range: give a whole number of blocks, tokens or heads")
         if dtype not in DTYPES:
             raise ConfigError(f"dtype={dtype} is not supported: use float32, bfloat16 or float16")
+        if kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise ConfigError(f"kv_cache_dtype={kv_cache_dtype!r} is unknown: use {', '.join(KV_CACHE_DTYPES)}")
         self.device = torch.device(device)
         if kernels not in ("auto", *kernel_backends.BACKENDS):
             raise ConfigError(f"kernels={kernels!r} is unknown: use auto, {', '.join(kernel_backends.BACKENDS)}")
@@ -212,7 +218,9 @@ class PagedKVCache:
         self._kernels = kernel_backends.load(kernels)
         self.block_size = block_size
         self.window = window
-        self._layout = KvLayout(num_layers, num_kv_heads, head_dim, block_size, dtype)
+        self.dtype = dtype
+        stored = torch.int8 if kv_cache_dtype == "int8" else dtype
+        self._layout = KvLayout(num_layers, num_kv_heads, head_dim, block_size, stored)
         self._pages = self._layout.allocate(num_blocks, self.device)
         self._kv = self._layout.view(self._pages)
         self._swap_space = SwapSpace(num_host_blocks, self._layout.page_bytes, self.device)
@@ -338,7 +346,8 @@ class PagedKVCache:
 
     def gather(self, layer: int, seq: PagedSequence) -> tuple[torch.Tensor, torch.Tensor]:
         """Contiguous copies of a sequence's keys and values in one layer, ``[len(seq), num_kv_heads, head_dim]`` each:
-        for checking; attention never does this. Rows whose blocks have left the window and were given back are NaN.
+        for checking; attention never does this. They are as they are stored: rounded, where that is int8. Rows whose
+        blocks have left the window and were given back are NaN.
 
         Raises:
             RequestError: the sequence is swapped out or freed, or there is no such layer.
@@ -348,10 +357,11 @@ class PagedKVCache:
             raise RequestError(f"{seq.name} is swapped out: swap it in first")
         self._check_layer_number(layer)
         table = seq.block_table
-        blocks = self._kv[table, layer]  # [blocks, 2, heads, block_size, head_dim]
-        blocks[: table.count(HOLE)] = torch.nan
-        flat = blocks.permute(1, 0, 3, 2, 4).reshape(2, -1, self._layout.num_kv_heads, self._layout.head_dim)
-        return flat[0, : len(seq)].clone(), flat[1, : len(seq)].clone()
+        blocks = torch.tensor(table, dtype=torch.int64, device=self.device)
+        k, v = (read_kv(self._kv, blocks, layer, which).transpose(0, 1) for which in (0, 1))
+        for rows in (k, v):
+            rows[: table.count(HOLE) * self.block_size] = torch.nan
+        return k[: len(seq)].to(self.dtype, copy=True), v[: len(seq)].to(self.dtype, copy=True)
 
     # -- what PagedSequence's methods do -----------------------------------------------------------------------
 
@@ -494,7 +504,5 @@ class PagedKVCache:
     def _check_tensor(self, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
         if tuple(tensor.shape) != shape:
             raise RequestError(f"{name} must have the shape {list(shape)}, not {list(tensor.shape)}")
-        if tensor.dtype != self._layout.dtype or tensor.device.type != self.device.type:
-            raise RequestError(
-                f"{name} must be {self._layout.dtype} on {self.device}, not {tensor.dtype} on {tensor.device}"
-            )
+        if tensor.dtype != self.dtype or tensor.device.type != self.device.type:
+            raise RequestError(f"{name} must be {self.dtype} on {self.device}, not {tensor.dtype} on {tensor.device}")

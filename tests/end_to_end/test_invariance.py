@@ -37,19 +37,27 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 24},
     "gemma2": {"sliding_window": 24},
     "gemma3": {"num_hidden_layers": 3, "sliding_window": 10, "sliding_window_pattern": 3},
+    "gemma2-int8": {"sliding_window": 24},
 }
+"""By family; with int8 the model's keys and values are stored so."""
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def folder(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> Path:
-    return checkpoint(request.param, **MODELS[request.param])
+def model(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(model: str, checkpoint: Callable[..., Path]) -> Path:
+    return checkpoint(model.removesuffix("-int8"), **MODELS[model])
 
 
 @pytest.fixture(scope="module", params=["reference", "cpu"])
-def engine_of(request: pytest.FixtureRequest, folder: Path) -> Callable[..., LLMEngine]:
+def engine_of(request: pytest.FixtureRequest, model: str, folder: Path) -> Callable[..., LLMEngine]:
     def build(**keywords: Any) -> LLMEngine:
         settings: dict[str, Any] = {
             "dtype": "float32",
+            "kv_cache_dtype": "int8" if model.endswith("-int8") else "auto",
             "kernels": request.param,
             "block_size": 4,
             "num_blocks": 400,

@@ -27,6 +27,18 @@ def test_the_report_is_what_the_executor_then_does(tiny_llama: Path) -> None:
     assert report.machine.cores >= 1
 
 
+def test_keys_and_values_in_int8_leave_room_for_more_blocks(tiny_llama: Path) -> None:
+    settings = {"model": str(tiny_llama), "dtype": "bfloat16", "kernels": "reference", "max_num_seqs": 4}
+    plain, report = (inspect(EngineConfig(**settings, kv_cache_dtype=kind)) for kind in ("auto", "int8"))
+    assert plain.kv_dtype == "bfloat16"
+    # heads of 16: 16 bytes and a scale of 4 in place of 32
+    assert report.kv_dtype == "int8, a float32 scale for each token and head: 1.60x the blocks of bfloat16"
+    assert report.memory.page_bytes * 8 == plain.memory.page_bytes * 5
+    facts = create_executor(EngineConfig(**settings, kv_cache_dtype="int8"), tiny_llama).facts
+    assert facts.page_bytes == report.memory.page_bytes
+    assert f"KV memory in {report.kv_dtype}" in facts.notes
+
+
 def test_the_weights_are_counted_without_reading_them(tiny_llama: Path) -> None:
     stored = (tiny_llama / "model.safetensors").stat().st_size
     weights = inspect(EngineConfig(model=str(tiny_llama))).memory.weights_bytes

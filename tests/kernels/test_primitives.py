@@ -21,7 +21,7 @@ from numba import types
 
 from octavo.kernels import noise
 from octavo.kernels.cpu import draws, panels, tiles  # noqa: F401  (they add to the table of primitives)
-from octavo.kernels.cpu.emitter import BF16, F16, F32
+from octavo.kernels.cpu.emitter import BF16, F16, F32, INT8
 from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.cpu.primitives import GELU, PRIMITIVES, SILU
 
@@ -114,6 +114,8 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
         add("fill", At(3), 2.5, count)
         add("scale_weighted", At(0), At(200), 0.7, 1.0, count)
         add("scale", At(0), -1.5, count)
+        add("multiply_row", At(0), At(200), count)
+        add("widen", INT8, At(0), At(300), count)
         add("blend", At(0), 0.3, At(200), 0.9, count)
         add("rotate", At(0), At(500), count)
         add("shift_divide", At(0), 0.5, 0.7, At(300), count)
@@ -126,6 +128,7 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
             for kind in (SILU, GELU):
                 add("gate", dtype, kind, At(0), At(300), At(600), count)
         if count:
+            add("quantize_row", At(0), At(300), count)
             add("weigh", At(0), 0.5, 0, count)
             add("weigh", At(0), 0.5, At(300), count)
             add("pick", At(0), count, 0.3, At(300))
@@ -135,7 +138,7 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
                 add("softmax", At(0), count, softcap, At(300))
     for count in (64, 65, 200, 640):
         add("group_largest", At(1), count, At(1000))
-    for dtype in (F32, BF16, F16):
+    for dtype in (F32, BF16, F16, INT8):
         for group in (1, 2, 3, 4):
             for keys, dim in ((1, 16), (7, 80), (16, 64)):
                 add("dots", dtype, At(0), 4 * 128, group, At(1000), keys, dim, At(8000), 4 * 32, At(1000))
@@ -160,6 +163,8 @@ def test_both_forms_agree(case: str) -> None:
         own = memory.copy()
         if arguments[0] == F16:
             memory.view(np.float16)[:] = np.random.default_rng(1).standard_normal(2 * SIZE)
+        elif arguments[0] == INT8:
+            memory.view(np.int8)[:] = np.random.default_rng(1).integers(-127, 128, 4 * SIZE)
         else:
             memory.view(np.uint16)[:] = np.concatenate((own, own[::-1])).view(np.uint32) >> 16
         if name in ("_dots", "_weighted_sum"):
