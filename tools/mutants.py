@@ -62,6 +62,10 @@ class Mutant:
 
 
 MANAGER = "memory/manager.py"
+CACHE = "memory/prefix_cache.py"
+MATCHER = "memory/prefix_matcher.py"
+FORKS = "memory/forks.py"
+SWAPPER = "memory/swapper.py"
 POOL = "memory/pool.py"
 SWAPS = "memory/swap_table.py"
 HOST_CACHE = "memory/host_cache.py"
@@ -72,35 +76,35 @@ TURN = "scheduler/turn.py"
 
 MUTANTS = (
     # Sharing and copy-on-write
-    Mutant("skip a copy-on-write", MANAGER, "refs[table.blocks[i]] > 1 or", "refs[table.blocks[i]] > 2 or"),
+    Mutant("skip a copy-on-write", FORKS, "refs[table.blocks[i]] > 1 or", "refs[table.blocks[i]] > 2 or"),
     Mutant(
         "give a copied block back twice",
-        MANAGER,
-        "        self._release(source)\n",
-        "        self._release(source)\n        self._release(source)\n",
+        FORKS,
+        "        self._cache.release(source)\n",
+        "        self._cache.release(source)\n        self._cache.release(source)\n",
     ),
     Mutant(
         "do not tell the executor of a copy",
-        MANAGER,
-        "        table.sent = min(table.sent, i)\n        self._release(source)\n",
-        "        self._release(source)\n",
+        FORKS,
+        "        table.sent = min(table.sent, i)\n        self._cache.release(source)\n",
+        "        self._cache.release(source)\n",
     ),
     Mutant(
         "forget a reference on fork",
-        MANAGER,
-        "            for block in target.blocks[target.gone :]:\n                self.pool.share(block)\n",
+        FORKS,
+        "            for block in target.blocks[target.gone :]:\n                self._cache.pool.share(block)\n",
         "",
     ),
     Mutant(
         # (The parent alone may: as long as every fork copies before it writes, nobody is harmed.)
         "let forks write on unasked",
-        MANAGER,
+        FORKS,
         "child.num_scheduled = child.capacity = upto\n",
         "child.num_scheduled = upto\n        child.capacity = parent.capacity\n",
     ),
     Mutant(
         "hang a fork's blocks where it did not branch off",
-        MANAGER,
+        FORKS,
         "child.node, child.num_published = parent.node, ",
         "child.node, child.num_published = child.node, ",
     ),
@@ -113,27 +117,27 @@ MUTANTS = (
     ),
     Mutant(
         "match the last token",
-        MANAGER,
+        MATCHER,
         "for i in range((len(tokens) - 1) // size):",
         "for i in range(len(tokens) // size):",
     ),
     Mutant("drop the salt", "request/request.py", '("salt", salt)', '("salt", None)'),
     Mutant(
         "match a block anywhere, not only under its parent",
-        MANAGER,
+        MATCHER,
         "            nodes.append(child)\n            parent = child\n",
         "            nodes.append(child)\n",
     ),
     Mutant(
         "change over to a filed block without telling",
         MANAGER,
-        "                        table.sent = min(table.sent, i)\n                        self._release(own)\n",
-        "                        self._release(own)\n",
+        "                        table.sent = min(table.sent, i)\n                        cache.release(own)\n",
+        "                        cache.release(own)\n",
     ),
     Mutant(
         "keep an evicted block filed",
-        MANAGER,
-        "not self._demote(self.host_cache, node):\n                self._forget(block)\n",
+        CACHE,
+        "not self._demote(self.host_cache, node):\n                self.forget(block)\n",
         "not self._demote(self.host_cache, node):\n                pass\n",
     ),
     Mutant(
@@ -145,7 +149,7 @@ MUTANTS = (
     Mutant(
         "go on waiting for a leader that is gone",
         MANAGER,
-        'before heads."""\n        self._stop_leading(seq)\n',
+        'before heads."""\n        self.leaders.stop(seq)\n',
         'before heads."""\n',
     ),
     # Release and eviction
@@ -158,9 +162,9 @@ MUTANTS = (
     ),
     Mutant(
         "offer a policy parents with children",
-        MANAGER,
-        "        return not self._num_below(node) or self.tree",
-        "        return True or self.tree",
+        CACHE,
+        "        return not self._num_below(node) or self._is",
+        "        return True or self._is",
     ),
     Mutant(
         "take a held block for a free one",
@@ -178,14 +182,14 @@ MUTANTS = (
     Mutant(
         "give back a block that the window still shows",
         MANAGER,
-        "        gone = self.groups[group].first_visible(seq.num_computed) // self.block_size\n",
-        "        gone = self.groups[group].first_visible(seq.num_computed) // self.block_size + 1\n",
+        "        gone = self.layout.groups[group].first_visible(seq.num_computed) // self.block_size\n",
+        "        gone = self.layout.groups[group].first_visible(seq.num_computed) // self.block_size + 1\n",
     ),
     Mutant(
         "give back what a plan in flight still reads",
         MANAGER,
-        "        gone = self.groups[group].first_visible(seq.num_computed) // self.block_size\n",
-        "        gone = self.groups[group].first_visible(seq.num_scheduled) // self.block_size\n",
+        "        gone = self.layout.groups[group].first_visible(seq.num_computed) // self.block_size\n",
+        "        gone = self.layout.groups[group].first_visible(seq.num_scheduled) // self.block_size\n",
     ),
     Mutant(
         "forget the window bound",
@@ -195,11 +199,11 @@ MUTANTS = (
     ),
     Mutant(
         "match a prefix over a hole in its window",
-        MANAGER,
+        MATCHER,
         "            del nodes[self._covered(nodes) :]\n",
         "            pass\n",
     ),
-    Mutant("leave empty nodes in the tree", MANAGER, "            tree.prune(node)\n", ""),
+    Mutant("leave empty nodes in the tree", CACHE, "            tree.prune(node)\n", ""),
     # Swapping
     Mutant("swap to wrong slots", SWAPS, "Swapped(first, length, placed)", "Swapped(first, length, placed[::-1])"),
     Mutant("leak a host page", SWAPS, "            self.give_back(_pages(seq.swapped))\n", ""),
@@ -212,15 +216,15 @@ MUTANTS = (
     Mutant("keep the host pages of one that has ended", RESIDENCY, "        self.memory.swaps.discard(seq)\n", ""),
     Mutant(
         "bring back into a block that is another's by now",
-        MANAGER,
+        CACHE,
         "        self.swaps.moves_in.pop(block, None)  # whoever it was for has lost it again\n",
         "",
     ),
     Mutant(
         "come back one token too far",
-        MANAGER,
-        "max(swapped.length, held * self.block_size)",
-        "max(swapped.length, held * self.block_size) + 1",
+        SWAPPER,
+        "max(swapped.length, held * self._layout.block_size)",
+        "max(swapped.length, held * self._layout.block_size) + 1",
     ),
     # The second tier
     Mutant(
@@ -231,13 +235,13 @@ MUTANTS = (
     ),
     Mutant(
         "demote what is only on its way to the device",
-        MANAGER,
+        CACHE,
         "if any(block in self.swaps.moves_in for block in blocks) or not cache.demote(node, blocks):",
         "if not cache.demote(node, blocks):",
     ),
     Mutant(
         "forget a node and keep what was demoted below it",
-        MANAGER,
+        CACHE,
         "            self.host_cache.drop_below(node)\n",
         "            pass\n",
     ),
@@ -245,7 +249,7 @@ MUTANTS = (
     Mutant(
         "a table one block short",
         MANAGER,
-        "wanted = -(-upto // self.block_size)",
+        "wanted = self.layout.num_blocks(upto)",
         "wanted = upto // self.block_size",
         2,
     ),
@@ -264,8 +268,8 @@ MUTANTS = (
     Mutant(
         "idle cached blocks cost nothing to share",
         MANAGER,
-        "need += min(wanted - len(nodes) + idle, most)",
-        "need += min(wanted - len(nodes), most)",
+        "need += min(wanted - len(nodes) + idle, self.layout.most_held(g, upto))",
+        "need += min(wanted - len(nodes), self.layout.most_held(g, upto))",
     ),
     # Scheduling
     Mutant(

@@ -449,7 +449,7 @@ class PagedKVCache:
         leaving = Counter(
             seq._inner.tables[group].blocks[i]
             for seq in targets
-            for group in self._memory.windowed
+            for group in self._memory.layout.windowed
             for i in self._memory.leaving(seq._inner, group)
         )
         return sum(count == self._memory.pool.refs[block] for block, count in leaving.items())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
-
 import pytest
 
 from octavo.config import EVICTIONS, SchedulerConfig
@@ -130,9 +128,5 @@ def test_leaves_are_given_up_before_their_parents() -> None:
     for left in (3, 2, 1, 0):
         assert memory.cache.make_room(4 - left)
         memory.audit()
-        assert len(memory.manager._walk(again, memory_tokens(again))) == left
+        assert len(memory.manager.matcher.filed(again)) == left
     assert not memory.cache.make_room(5)
-
-
-def memory_tokens(seq: Sequence) -> array[int]:
-    return array("i", seq.tokens)

@@ -202,7 +202,7 @@ def test_leaves_are_evicted_before_their_parents() -> None:
         evicted += memory.manager.evicted
         memory.manager.evicted.clear()
     assert evicted == tail_first
-    assert len(memory.manager.tree) == 6
+    assert len(memory.manager.cache.tree) == 6
 
 
 def test_eviction_is_least_recently_used() -> None:
@@ -253,7 +253,7 @@ def test_without_prefix_caching_siblings_share_and_others_do_not() -> None:
     memory.free(child)
     assert memory.manager.match(back) == []
     memory.free(stranger)
-    assert len(memory.manager.tree) == 0
+    assert len(memory.manager.cache.tree) == 0
     assert memory.manager.snapshot([]).num_cached == 0
 
 
@@ -274,16 +274,16 @@ def test_reset_forgets_what_nobody_holds() -> None:
 def test_a_follower_finds_its_leader_until_the_block_is_filed() -> None:
     memory = Memory()
     leader, follower = memory.sequence([7] * 9), memory.sequence([7] * 9)
-    memory.manager.lead(leader)
-    assert memory.manager.leader(follower, []) is leader
-    assert memory.manager.leader(memory.sequence([7] * 4), []) is None  # its last token is its own to compute
-    assert memory.manager.leader(memory.sequence([7] * 9, salt="x"), []) is None
+    memory.manager.leaders.lead(leader)
+    assert memory.manager.leaders.find(follower, []) is leader
+    assert memory.manager.leaders.find(memory.sequence([7] * 4), []) is None  # its last token is its own to compute
+    assert memory.manager.leaders.find(memory.sequence([7] * 9, salt="x"), []) is None
     memory.compute(leader, 4)
-    assert memory.manager.leader(follower, memory.manager.match(follower)) is None
-    memory.manager.lead(leader)
-    assert memory.manager.leader(follower, memory.manager.match(follower)) is leader
+    assert memory.manager.leaders.find(follower, memory.manager.match(follower)) is None
+    memory.manager.leaders.lead(leader)
+    assert memory.manager.leaders.find(follower, memory.manager.match(follower)) is leader
     memory.free(leader)
-    assert memory.manager.leader(follower, memory.manager.match(follower)) is None
+    assert memory.manager.leaders.find(follower, memory.manager.match(follower)) is None
 
 
 def test_the_snapshot_counts() -> None:

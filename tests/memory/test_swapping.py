@@ -139,7 +139,7 @@ def test_a_departure_is_what_swapping_out_takes() -> None:
     request = first.request
     for seq in (first, child):
         seq.num_total = len(seq.tokens) + 1
-    departure = memory.manager.departure(request)
+    departure = memory.manager.swapper.departure(request)
     assert departure is not None
     # Block 0 stays with the stranger; 1 goes with the first; each has its own from there.
     assert departure == (2 + 2, ((4, 10), (8, 15)))
@@ -148,7 +148,7 @@ def test_a_departure_is_what_swapping_out_takes() -> None:
     memory.run()
     assert 12 - memory.host_free == departure.num_pages
     assert [seq.swapped.first for seq in (first, child) if seq.swapped] == [1, 2]
-    again = memory.manager.departure(request)
+    again = memory.manager.swapper.departure(request)
     assert again == (0, ())  # they are there already
     memory.check()
 
@@ -160,16 +160,16 @@ def test_what_is_about_to_be_written_does_not_leave() -> None:
     child = memory.sequence([7] * 20, first.request)
     memory.manager.fork(first, child)
     memory.manager.reserve(child, 7)  # a copy that has not been made yet
-    assert memory.manager.departure(first.request) is None
+    assert memory.manager.swapper.departure(first.request) is None
     memory.run()
-    assert memory.manager.departure(first.request) is not None
+    assert memory.manager.swapper.departure(first.request) is not None
     for seq in (child, first):
         memory.manager.swap_out(seq, 6)
     memory.run()
     memory.manager.swap_in(first)
-    assert memory.manager.departure(first.request) is None
+    assert memory.manager.swapper.departure(first.request) is None
     memory.run()
-    assert memory.manager.departure(first.request) is not None
+    assert memory.manager.swapper.departure(first.request) is not None
 
 
 def test_a_block_taken_again_in_the_same_step_is_not_moved_into() -> None:

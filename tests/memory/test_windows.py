@@ -120,13 +120,13 @@ def test_a_match_needs_the_last_window_and_no_more(eviction: str) -> None:
     memory = Memory(None, 9, eviction=eviction)
     old = memory.sequence([7] * 33)
     memory.compute(old, 32)
-    windowed = [memory.manager.tree.blocks[node][1] for node in memory.manager.match(memory.sequence([7] * 33))]
+    windowed = [memory.manager.cache.tree.blocks[node][1] for node in memory.manager.match(memory.sequence([7] * 33))]
     assert HOLE not in windowed  # given back, but cached
     memory.free(old)
     for i in (0, 3):  # evicted by themselves: the nodes stay
         block = windowed[i]
         memory.manager.pool.share(block)
-        memory.manager._forget(block)
+        memory.manager.cache.forget(block)
         memory.manager.pool.release(block)
     seq = memory.sequence([7] * 33)
     assert memory.begin(seq) == 8
@@ -147,32 +147,32 @@ def test_what_a_node_lacks_is_filled_in() -> None:
     nodes = memory.manager.match(memory.sequence([7] * 21))
     memory.free(old)
     for node in nodes[2:]:
-        block = memory.manager.tree.blocks[node][1]
+        block = memory.manager.cache.tree.blocks[node][1]
         memory.manager.pool.share(block)
-        memory.manager._forget(block)
+        memory.manager.cache.forget(block)
         memory.manager.pool.release(block)
     seq = memory.sequence([7] * 21)
     assert memory.begin(seq) == 2
     memory.compute(seq, 20)
     assert memory.manager.match(memory.sequence([7] * 21)) == nodes
     assert held(seq, 0) == [0, 1, 2, 3, 4]
-    assert all(HOLE not in memory.manager.tree.blocks[node] for node in nodes)
+    assert all(HOLE not in memory.manager.cache.tree.blocks[node] for node in nodes)
 
 
 def test_where_all_groups_have_windows_a_node_goes_when_nothing_is_left_of_it() -> None:
     memory = Memory(5, num_blocks=4, budget=4)
     seq = memory.sequence([7] * 41)
     memory.compute(seq, 40)  # in four blocks: what was given back was used again
-    assert len(memory.manager.tree) == 10
+    assert len(memory.manager.cache.tree) == 10
     assert len(memory.manager.match(memory.sequence([7] * 41))) == 10
     assert memory.manager.match(memory.sequence([7] * 21)) == []
     memory.free(seq)
     other = memory.sequence([8] * 41)
     memory.compute(other, 40)
-    assert len(memory.manager.tree) == 10  # the others' path is gone with its last block
+    assert len(memory.manager.cache.tree) == 10  # the others' path is gone with its last block
     memory.free(other)
     memory.manager.reset_prefix_cache()
-    assert len(memory.manager.tree) == 0
+    assert len(memory.manager.cache.tree) == 0
 
 
 def test_without_room_nothing_is_changed() -> None:
@@ -215,7 +215,7 @@ def test_the_audit_finds_a_block_given_back_too_early() -> None:
     seq = memory.sequence([1] * 40)
     memory.compute(seq, 20)
     first = held(seq)[0]
-    memory.manager._release(seq.tables[0].blocks[first])
+    memory.manager.cache.release(seq.tables[0].blocks[first])
     seq.tables[0].blocks[first] = HOLE
     with pytest.raises(RuntimeError, match="the holes of a table"):
         memory.manager.audit([seq])

@@ -130,7 +130,7 @@ def test_forgetting_all_cached_prefixes_forgets_these() -> None:
     assert demoted == 5
     assert memory.reset_prefix_cache() == demoted + 7
     over.audit()
-    assert len(memory.tree) == 0
+    assert len(memory.cache.tree) == 0
     assert serve(over, [1] * 21)[0].num_cached == 0
 
 

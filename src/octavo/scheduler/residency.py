@@ -158,7 +158,7 @@ class Residency:
         room = self.memory.num_host_free
         if not room or self.config.preemption == "recompute":
             return False
-        departure = self.memory.departure(request)
+        departure = self.memory.swapper.departure(request)
         return departure is not None and departure.num_pages <= room and prefers_swap(self.config, departure)
 
     # -- leaving -----------------------------------------------------------------------------------------------

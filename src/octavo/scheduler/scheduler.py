@@ -68,7 +68,7 @@ class Scheduler:
                 f"beam_width={params.beam_width} exceeds max_num_batched_tokens={config.max_num_batched_tokens}, "
                 "but beams advance together: lower the one or raise the other"
             )
-        most = self.memory.most_blocks(request)
+        most = self.memory.layout.most_blocks(request)
         if most > config.num_blocks:
             raise RequestTooLargeError(
                 f"prompt and max_tokens ({len(request.prompt_token_ids)} + {request.max_new_tokens} tokens, "
@@ -236,7 +236,7 @@ class Scheduler:
         if len(result.results) != len(planned):
             raise EngineError(f"step {plan.step}: {len(planned)} chunks were planned, {len(result.results)} came back")
         size, publish = self.memory.block_size, self.memory.publish
-        windowed, give_back = bool(self.memory.windowed), self.memory.give_back
+        windowed, give_back = bool(self.memory.layout.windowed), self.memory.give_back
         changed, self._failed = self._failed, []
         searches: dict[str, list[tuple[Sequence, beam.TopTokens]]] = {}
         for (seq, epoch), chunk, outcome in zip(planned, plan.chunks, result.results, strict=True):
@@ -389,7 +389,7 @@ class Scheduler:
         del self.requests[request.id]
 
     def _new_sequence(self, request: Request, index: int, tokens: list[int]) -> Sequence:
-        return Sequence(next(self._sequence_ids), request, index, tokens, self.memory.num_groups)
+        return Sequence(next(self._sequence_ids), request, index, tokens, self.memory.layout.num_groups)
 
 
 def _slot_init(seq: Sequence) -> SlotInit:

@@ -90,10 +90,10 @@ class Turn:
         # each sequence ranked above that may come to want one (its last token is never computed); it is not taken at
         # once, but chunk by chunk.
         if point and first.request.source is not None and first.request.source.request.rank < request.rank:
-            need, nodes = self.memory.need_forked(first.num_total, point), []
+            need, nodes = self.memory.forks.need(first.num_total, point), []
         else:  # what it could share may have to go to make room for it
             need = self.memory.need(first, first.num_total, nodes)
-        need += sum(self.memory.blocks_beside(seq.num_total, first.num_prompt) for seq in others)
+        need += sum(self.memory.layout.blocks_beside(seq.num_total, first.num_prompt) for seq in others)
         rank = request.rank
         above = sum(
             seq.limit - 1 > seq.capacity for other in self.residency.running if other.rank < rank for seq in other.live
@@ -134,9 +134,9 @@ class Turn:
             return 0
         if seq.num_scheduled + count > seq.capacity and not self.grow(seq, seq.num_scheduled + count):
             return 0
-        self.memory.lead(seq)
+        self.memory.leaders.lead(seq)
         self._prefill_room = self.prefill_room - count
-        self.promised += self.memory.blocks_for(end) - self.memory.blocks_for(seq.num_scheduled + count)
+        self.promised += self.memory.layout.blocks_for(end) - self.memory.layout.blocks_for(seq.num_scheduled + count)
         return count
 
     def _share(self, seq: Sequence, end: int, room: int) -> bool:
@@ -154,13 +154,13 @@ class Turn:
             return False
         # The first chunk's blocks are asked for along with the prefix, lest it be shared and then stuck.
         upto = min(end, start + room)
-        need = self.memory.need_forked(upto, point) if point else self.memory.need(seq, upto, nodes)
+        need = self.memory.forks.need(upto, point) if point else self.memory.need(seq, upto, nodes)
         if self.short or not self.residency.make_room(seq, need, () if point else nodes):
             self.short = True
             return False
         nodes = self._match(seq)  # again: making room may have dropped nodes, or the source of a fork
         source, seq.request.source = seq.request.source, None
-        point = self.memory.fork_point(seq, source) if point else 0
+        point = self.memory.forks.point(seq, source) if point else 0
         if source is not None and point > len(nodes) * self.memory.block_size:
             self.memory.fork(source, seq, point)
         else:
@@ -206,7 +206,7 @@ class Turn:
         request = seq.request
         if request.source is None or request.prompt_logprobs is not None:
             return 0
-        point = self.memory.fork_point(seq, request.source)
+        point = self.memory.forks.point(seq, request.source)
         return point if point > len(nodes) * self.memory.block_size else 0
 
     def _match(self, seq: Sequence) -> list[int]:
@@ -221,7 +221,7 @@ class Turn:
         """Whether a sequence ranked before this one (or a sibling) is computing the block that comes next."""
         if seq.request.prompt_logprobs is not None:
             return False
-        leader = self.memory.leader(seq, nodes)
+        leader = self.memory.leaders.find(seq, nodes)
         if leader is None or leader is seq:
             return False
         return leader.request is seq.request or leader.request.rank < seq.request.rank
