@@ -16,8 +16,8 @@ from octavo.executor.machine import Machine
 from octavo.executor.memory_plan import MemoryPlan, plan_memory
 from octavo.hub import eos_token_ids, resolve_model
 from octavo.model import ModelConfig, read_model_config, weights_bytes
-from octavo.model.checkpoint import Checkpoint
 from octavo.model.dtypes import resolve_dtype
+from octavo.model.formats import Weights, open_weights
 
 _PACKAGES = ("torch", "numba", "numpy", "safetensors", "tokenizers", "transformers")
 
@@ -55,9 +55,9 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
         ModelError: the model cannot be used; a damaged file is found by its header.
     """
     folder = resolve_model(config.model, config.revision) if folder is None else folder
-    model, checkpoint = read_model_config(folder), Checkpoint(folder)
+    model, stored_weights = read_model_config(folder), open_weights(folder)
     machine = Machine.inspect()
-    stored = _stored_dtype(model, checkpoint)
+    stored = _stored_dtype(model, stored_weights)
     dtype, notes = resolve_dtype(config.dtype, stored, torch.device("cpu"))
     weights = weights_bytes(model, dtype)
     groups = model.layer_groups
@@ -85,13 +85,12 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
     )
 
 
-def _stored_dtype(model: ModelConfig, checkpoint: Checkpoint) -> torch.dtype:
+def _stored_dtype(model: ModelConfig, weights: Weights) -> torch.dtype:
     if model.dtype is not None:
         dtype: torch.dtype = getattr(torch, model.dtype)
         return dtype
-    shape = (model.vocab_size, model.hidden_size)
-    name = next((name for name in checkpoint.names if name.endswith("embed_tokens.weight")), "lm_head.weight")
-    return checkpoint.read(name, shape).dtype
+    name = next((name for name in weights.unread if name.endswith("embed_tokens.weight")), "lm_head.weight")
+    return weights.read(name, (model.vocab_size, model.hidden_size)).dtype
 
 
 def _reason(config: EngineConfig, stored: torch.dtype, notes: list[str]) -> str:

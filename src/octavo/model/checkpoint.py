@@ -36,6 +36,7 @@ class Checkpoint:
         self.folder = folder
         self._files: dict[str, Any] = {}  # file name -> open file
         self._homes: dict[str, str] = {}  # tensor name -> file name
+        self._read: set[str] = set()
         if (folder / SINGLE_FILE).is_file():
             self._add_file(SINGLE_FILE)
         elif (folder / INDEX_FILE).is_file():
@@ -48,31 +49,52 @@ class Checkpoint:
         """Every tensor's name."""
         return list(self._homes)
 
+    @property
+    def unread(self) -> list[str]:
+        """The names of tensors that nobody has asked for."""
+        return [name for name in self._homes if name not in self._read]
+
     def __contains__(self, name: str) -> bool:
         return name in self._homes
 
-    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def read(self, name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = DTYPES) -> torch.Tensor:
         """A tensor as stored, mapped from the file: copy it, do not write to it.
 
         Raises:
-            WeightsError: it is missing, or not of ``shape``, or of a type that is no weight's.
+            WeightsError: it is missing, or not of ``shape``, or of none of ``dtypes``.
         """
-        if name not in self._homes:
-            raise WeightsError(f"{self._described()} has no tensor {name!r}, which its config.json calls for")
-        path = self.folder / self._homes[name]
-        try:
-            tensor: torch.Tensor = self._files[self._homes[name]].get_tensor(name)
-        except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-            raise WeightsError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+        tensor, path = self._tensor(name), self.folder / self._homes[name]
         if tuple(tensor.shape) != shape:
             raise WeightsError(
                 f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}, but config.json means {shape}"
             )
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in dtypes:
             raise WeightsError(
-                f"{path}: tensor {name!r} is of {str(tensor.dtype).removeprefix('torch.')}; only float32, bfloat16 and "
-                "float16 weights are supported: use the unquantised checkpoint"
+                f"{path}: tensor {name!r} is of {_name(tensor.dtype)}; only {', '.join(map(_name, dtypes))} is "
+                f"supported{' for weights: use the unquantised checkpoint' if dtypes == DTYPES else ' for it'}"
             )
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape.
+
+        Raises:
+            WeightsError: it is missing.
+        """
+        return tuple(self._tensor(name).shape)
+
+    def is_zero_bias(self, name: str) -> bool:
+        """Whether it is a bias that adds nothing: some tools write one for every module."""
+        return name.endswith(".bias") and not bool(self._tensor(name).any())
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        if name not in self._homes:
+            raise WeightsError(f"{self._described()} has no tensor {name!r}, which its config.json calls for")
+        self._read.add(name)
+        try:
+            tensor: torch.Tensor = self._files[self._homes[name]].get_tensor(name)
+        except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+            raise WeightsError(f"{self.folder / self._homes[name]}: tensor {name!r} cannot be read: {error}") from error
         return tensor
 
     def _described(self) -> str:
@@ -124,3 +146,7 @@ class Checkpoint:
                 f"M.from_pretrained('{self.folder}').save_pretrained('{self.folder}')\""
             )
         raise ModelNotFoundError(f"{self.folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -220,8 +220,6 @@ class ModelConfig:
         Raises:
             UnsupportedModelError: a field is missing, malformed or not supported.
         """
-        if file.get("quantization_config") is not None:
-            raise file.refuse("quantization_config", "is not supported: use the unquantised checkpoint")
         heads = file.integer("num_attention_heads")
         hidden = file.integer("hidden_size")
         default_kv = heads if num_kv_heads is None or file.has("num_key_value_heads") else num_kv_heads

@@ -94,8 +94,6 @@ def gemma3(file: ConfigFile) -> ModelConfig:
 
 def gemma3_with_vision(file: ConfigFile) -> ModelConfig:
     """Gemma 3 with eyes: its text part, ``text_config``. Images cannot be given."""
-    if file.get("quantization_config") is not None:
-        raise file.refuse("quantization_config", "is not supported: use the unquantised checkpoint")
     text = file.nested("text_config")
     if text.get("final_logit_softcapping") is not None:
         raise text.refuse("final_logit_softcapping", "is not supported here: transformers does not apply it")

@@ -9,12 +9,14 @@ from types import ModuleType
 import torch
 
 from octavo.hub import Progress
-from octavo.model.checkpoint import Checkpoint
 from octavo.model.config import ModelConfig
 from octavo.model.decoder import Decoder, DecoderLayer
 from octavo.model.dtypes import resolve_dtype
 from octavo.model.families import read_model_config
+from octavo.model.formats import Weight, Weights, open_weights
+from octavo.model.formats.stacking import stacked
 from octavo.model.linear import GatedLinear, Linear, LinearFactory
+from octavo.model.quantized import QuantizedWeight
 
 _EMBEDDING = "embed_tokens.weight"
 _HEAD = "lm_head.weight"
@@ -27,6 +29,7 @@ _PLACES = (
 """What names may begin with, and what the head is called then."""
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias)")
 """Tensors that older exporters wrote and that are computed, not learned."""
+_ROWS_AT_ONCE = 4096  # of an embedding in few bits: what is widened at a time stays small
 
 
 def load_model(
@@ -60,9 +63,9 @@ def load_model(
         EngineError: ``batch_invariant`` cannot be honoured here.
     """
     config = read_model_config(folder)
-    checkpoint = Checkpoint(folder)
+    weights = open_weights(folder)
     with torch.inference_mode(False), torch.no_grad():
-        return _Loading(config, checkpoint, dtype, torch.device(device), kernels, batch_invariant, progress).decoder()
+        return _Loading(config, weights, dtype, torch.device(device), kernels, batch_invariant, progress).decoder()
 
 
 def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -94,7 +97,7 @@ class _Loading:
     def __init__(
         self,
         config: ModelConfig,
-        checkpoint: Checkpoint,
+        weights: Weights,
         dtype: str,
         device: torch.device,
         kernels: ModuleType,
@@ -102,15 +105,14 @@ class _Loading:
         progress: Progress | None,
     ) -> None:
         self.config = config
-        self.checkpoint = checkpoint
+        self.weights = weights
         self.device = device
         self.kernels = kernels
         self.progress = progress
-        found = (place for place in _PLACES if place[0] + _EMBEDDING in checkpoint)
+        found = (place for place in _PLACES if place[0] + _EMBEDDING in weights)
         self.prefix, self.head = next(found, _PLACES[0])
         self.dtype, self.notes = resolve_dtype(dtype, self._stored_dtype(), device)
         self.factory = LinearFactory(self.dtype, device, kernels, batch_invariant)
-        self.used: set[str] = set()
         self.bytes_read = 0
         self.bytes_kept = 0
         self.bytes_total = _parameters(config) * self.dtype.itemsize
@@ -120,11 +122,10 @@ class _Loading:
         embedding, head_weight = self._tables()
         layers = [self._layer(index) for index in range(config.num_layers)]
         final_norm = self._norm("norm.weight", config.hidden_size)
-        head = self.factory.build(embedding if head_weight is None else head_weight)
-        if head_weight is None and head.kind.startswith("plain"):
-            self.bytes_kept += embedding.nbytes
-        else:
-            self.bytes_kept += 2 * embedding.nbytes
+        head = self.factory.build(embedding if head_weight is None else self._full(head_weight))
+        self.bytes_kept += embedding.nbytes
+        if head_weight is not None or not head.kind.startswith("plain"):
+            self.bytes_kept += (embedding if head_weight is None else head_weight).nbytes
         self._note_unused()
         return Decoder(
             config,
@@ -134,7 +135,7 @@ class _Loading:
             head,
             self.kernels,
             batch_invariant=self.factory.batch_invariant,
-            notes=[*self.notes, *self.factory.notes],
+            notes=[*self.notes, *self.weights.notes, *self.factory.notes],
             weights_bytes=self.bytes_kept,
         )
 
@@ -162,57 +163,77 @@ class _Loading:
             post_mlp_norm=self._post_norm(f"layers.{index}.post_feedforward_layernorm.weight"),
         )
 
-    def _tables(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _tables(self) -> tuple[torch.Tensor, Weight | None]:
         """The embedding, and the head's weight where it is not the same one.
 
         Embeddings that config.json calls tied may be stored under either name; stored under both with different
         values they are not tied, as transformers decides too.
         """
-        shape = (self.config.vocab_size, self.config.hidden_size)
+        embedding, head = self.prefix + _EMBEDDING, self.head
         if not self.config.tie_word_embeddings:
-            return self._tensor(_EMBEDDING, *shape, kept=False), self._tensor(self.head, *shape, prefix="", kept=False)
-        if self.head not in self.checkpoint:
-            return self._tensor(_EMBEDDING, *shape, kept=False), None
-        if self.prefix + _EMBEDDING not in self.checkpoint:
-            return self._tensor(self.head, *shape, prefix="", kept=False), None
-        stored, head = self.checkpoint.read(self.prefix + _EMBEDDING, shape), self.checkpoint.read(self.head, shape)
-        if torch.equal(stored, head):
-            self.used.add(self.head)
-            return self._tensor(_EMBEDDING, *shape, kept=False), None
+            return self._full(self._table(embedding)), self._whole(self._table(head))
+        if head not in self.weights or embedding not in self.weights:
+            stored = self._table(embedding if embedding in self.weights else head)
+            return self._full(stored), self._whole(stored) if isinstance(stored, QuantizedWeight) else None
+        stored, other = self._table(embedding), self._table(head)
+        if isinstance(stored, torch.Tensor) and isinstance(other, torch.Tensor) and torch.equal(stored, other):
+            return self._full(stored), None
         self.notes.append(
-            f"config.json ties the embeddings, but the checkpoint has two different ones ({self.prefix}{_EMBEDDING}, "
-            f"{self.head}): both are used, untied"
+            f"config.json ties the embeddings, but the checkpoint has two different ones ({embedding}, {head}): both "
+            "are used, untied"
         )
-        return self._tensor(_EMBEDDING, *shape, kept=False), self._tensor(self.head, *shape, prefix="", kept=False)
+        return self._full(stored), self._whole(other)
+
+    def _table(self, name: str) -> Weight:
+        """The embedding or the head, as stored."""
+        return self._matrix(name.removesuffix(".weight"), self.config.vocab_size, self.config.hidden_size)
+
+    def _full(self, stored: Weight) -> torch.Tensor:
+        """A matrix in full, whose rows can be looked up."""
+        table = torch.empty(stored.shape, dtype=self.dtype, device=self.device)
+        if isinstance(stored, torch.Tensor):
+            return table.copy_(stored)
+        for rows in torch.arange(stored.shape[0]).split(_ROWS_AT_ONCE):
+            table[rows[0] : rows[-1] + 1] = stored.rows(rows).dequantized()
+        return table
+
+    def _whole(self, stored: Weight) -> Weight:
+        """A matrix as the factory wants it, apart from the file."""
+        return stacked([stored], self.dtype, self.device)
 
     def _linear(self, module: str, parts: dict[str, int], width: int, has_bias: bool) -> Linear:
         """The named products of a module as one, stacked in order."""
-        return self.factory.build(*self._stacked(module, parts, width, has_bias))
+        weight, bias = self._stacked(module, parts, width, has_bias)
+        return self.factory.build(weight if isinstance(weight, torch.Tensor) else self._full(weight), bias)
 
     def _gated(self, module: str, inner: int, width: int) -> GatedLinear:
         """Gate and up as one, with the activation that joins them."""
         weight, bias = self._stacked(module, {"gate_proj": inner, "up_proj": inner}, width, self.config.mlp_bias)
+        weight = weight if isinstance(weight, torch.Tensor) else self._full(weight)
         return self.factory.build_gated(weight, bias, self.config.activation)
 
     def _stacked(
         self, module: str, parts: dict[str, int], width: int, has_bias: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        height = sum(parts.values())
-        weight = torch.empty(height, width, dtype=self.dtype, device=self.device)
-        bias = torch.empty(height, dtype=self.dtype, device=self.device) if has_bias else None
-        start = 0
-        for name, rows in parts.items():
-            self._copy(f"{module}.{name}.weight", weight[start : start + rows])
-            if bias is not None:
-                self._copy(f"{module}.{name}.bias", bias[start : start + rows])
-            start += rows
-        self.bytes_kept += weight.nbytes + (0 if bias is None else bias.nbytes)
+    ) -> tuple[Weight, torch.Tensor | None]:
+        matrices = [self._matrix(f"{self.prefix}{module}.{name}", rows, width) for name, rows in parts.items()]
+        weight, bias = stacked(matrices, self.dtype, self.device), None
+        self.bytes_kept += weight.nbytes
+        if has_bias:
+            biases = [self._tensor(f"{module}.{name}.bias", rows) for name, rows in parts.items()]
+            bias = biases[0] if len(biases) == 1 else torch.cat(biases)
         return weight, bias
 
-    def _tensor(self, name: str, *shape: int, prefix: str | None = None, kept: bool = True) -> torch.Tensor:
-        tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
-        self._copy(name, tensor, prefix)
-        self.bytes_kept += tensor.nbytes if kept else 0
+    def _matrix(self, module: str, rows: int, width: int) -> Weight:
+        """A matrix as stored."""
+        weight = self.weights.weight(module, (rows, width))
+        self._count(rows * width * self.dtype.itemsize)
+        return weight
+
+    def _tensor(self, name: str, size: int) -> torch.Tensor:
+        tensor = torch.empty(size, dtype=self.dtype, device=self.device)
+        tensor.copy_(self.weights.read(self.prefix + name, (size,)))
+        self._count(tensor.nbytes)
+        self.bytes_kept += tensor.nbytes
         return tensor
 
     def _norm(self, name: str, size: int) -> torch.Tensor:
@@ -227,11 +248,9 @@ class _Loading:
     def _post_norm(self, name: str) -> torch.Tensor | None:
         return self._norm(name, self.config.hidden_size) if self.config.post_norms else None
 
-    def _copy(self, name: str, target: torch.Tensor, prefix: str | None = None) -> None:
-        full = (self.prefix if prefix is None else prefix) + name
-        target.copy_(self.checkpoint.read(full, tuple(target.shape)))
-        self.used.add(full)
-        self.bytes_read += target.nbytes
+    def _count(self, nbytes: int) -> None:
+        """So much has been read."""
+        self.bytes_read += nbytes
         if self.progress is not None:
             self.progress("loading weights", self.bytes_read, max(self.bytes_total, self.bytes_read))
 
@@ -239,11 +258,12 @@ class _Loading:
         if self.config.dtype is not None:
             dtype: torch.dtype = getattr(torch, self.config.dtype)
             return dtype
-        name = self.prefix + _EMBEDDING if self.prefix + _EMBEDDING in self.checkpoint else self.head
-        return self.checkpoint.read(name, (self.config.vocab_size, self.config.hidden_size)).dtype
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        name = self.prefix + _EMBEDDING if self.prefix + _EMBEDDING in self.weights else self.head
+        return self.weights.read(name, shape).dtype
 
     def _note_unused(self) -> None:
-        unused = [name for name in self.checkpoint.names if name not in self.used and _BUFFERS.fullmatch(name) is None]
+        unused = [name for name in self.weights.unread if _BUFFERS.fullmatch(name) is None]
         if unused:
             names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
             self.notes.append(f"the checkpoint has {len(unused)} tensors that this architecture does not use: {names}")
