@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 import torch
 
@@ -51,3 +54,13 @@ def test_a_row_that_is_not_finite_stays_so(bad: float) -> None:
     held = values * scales[:, None]
     assert torch.equal(held[0], rows[0])
     assert not held[1].isfinite().any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory otherwise")
+def test_pages_that_nobody_wrote_take_no_memory() -> None:
+    gibibyte = 2**30
+    layout = KvLayout(2, 3, 8, 4, torch.bfloat16)
+    before = psutil.Process().memory_info().rss
+    cache = layout.allocate(gibibyte // layout.page_bytes)
+    assert cache.numel() > gibibyte - layout.page_bytes
+    assert psutil.Process().memory_info().rss - before < gibibyte // 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from octavo.kernels.quantized_kv import Kv, QuantizedKv
@@ -50,8 +51,12 @@ class KvLayout:
         return self.num_layers * 2 * self.num_kv_heads * self.head_bytes
 
     def allocate(self, num_blocks: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """A cache of ``num_blocks`` pages, uint8 ``[num_blocks, page_bytes]``, zeroed lazily by the system."""
-        return torch.zeros(num_blocks, self.page_bytes, dtype=torch.uint8, device=device)
+        """A cache of ``num_blocks`` pages of zeros, uint8 ``[num_blocks, page_bytes]``. On a CPU a page is given memory
+        when it is first written, so that a large cache costs neither time nor memory before it is used."""
+        shape = (num_blocks, self.page_bytes)
+        if torch.device(device).type != "cpu":
+            return torch.zeros(shape, dtype=torch.uint8, device=device)
+        return torch.from_numpy(np.zeros(shape, np.uint8))  # torch.zeros writes them all
 
     def view(self, cache: torch.Tensor) -> Kv:
         """The cache as ``[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]`` of ``dtype``: what kernels
