@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from throughput import SHAPES, make_model
+from shapes import SHAPES, make_model
 
 from octavo import kernels
 from octavo.kernels import AttentionMetadata, KvLayout

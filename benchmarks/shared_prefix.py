@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from throughput import SHAPES, machine, make_model
+from machine import describe
+from shapes import SHAPES, make_model
 
 from octavo import EngineConfig, LLMEngine, SamplingParams
 
@@ -61,7 +62,7 @@ def main() -> None:
                     times[tree].append(took)
         for engine in engines.values():
             engine.close()
-    report: dict[str, Any] = {"machine": machine(), "options": {**vars(options), "json": None}}
+    report: dict[str, Any] = {"machine": describe(), "options": {**vars(options), "json": None}}
     for tree, turns in times.items():
         halves = sorted(statistics.median(took) for took in turns)
         report["with tree" if tree else "without"] = {

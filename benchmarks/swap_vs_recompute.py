@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from throughput import SHAPES, machine, make_model
+from machine import describe
+from shapes import SHAPES, make_model
 
 from octavo import EngineConfig, LLMEngine, SamplingParams
 from octavo.memory import Departure
@@ -131,7 +132,7 @@ def main() -> None:
             "swap_space": 0.5,
         }
         found = measure(common, options.lengths, options.repeat)
-    report = {"machine": machine(), "options": {**vars(options), "json": None}, **found}
+    report = {"machine": describe(), "options": {**vars(options), "json": None}, **found}
     numbers = found["numbers"]
     link, speed = numbers["link_bandwidth"] / 1e9, numbers["compute_speed"] / 1e9
     print(

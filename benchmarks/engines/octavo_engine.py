@@ -8,6 +8,9 @@ from typing import Any
 
 from protocol import serve
 
+# Of the benchmark's options, those that go to EngineConfig as they are, where they are given.
+_CONFIG = ("batching", "quantization", "kv_cache_dtype", "num_threads")
+
 
 def load(folder: str, options: dict[str, Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, str]]:
     import torch
@@ -22,7 +25,7 @@ def load(folder: str, options: dict[str, Any]) -> tuple[Callable[[dict[str, Any]
             max_num_seqs=options["max_num_seqs"],
             max_model_len=options["max_model_len"],
             num_blocks=options["kv_tokens"] // 16,
-            batching=options.get("batching", "continuous"),
+            **{name: options[name] for name in _CONFIG if name in options},
         )
     )
 
