@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -82,10 +83,8 @@ class EngineProcess:
 
     def close(self) -> None:
         """End it."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             self._signal(signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def _answer(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""A checkpoint in Hugging Face layout as one GGUF file, for llama.cpp. Runs in the peer's venv, with the ``gguf`` package.
+"""A checkpoint in Hugging Face layout as one GGUF file, for llama.cpp.
 
     python to_gguf.py FOLDER FILE
+
+Runs in the peer's venv, which has the ``gguf`` package.
 
 Matrices stay in bfloat16, norms become float32. llama.cpp's own converter wants a tokenizer that it knows by its hash;
 the benchmarks' models have the bundled one, filled up to the size of their vocabulary, which is enough for token ids

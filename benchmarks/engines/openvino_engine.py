@@ -19,7 +19,7 @@ def load(folder: str, options: dict[str, Any]) -> tuple[Callable[[dict[str, Any]
     scheduler.num_kv_blocks = -(-options["kv_tokens"] // 32)  # a block of it holds 32 tokens on a CPU
     scheduler.max_num_seqs = options["max_num_seqs"]
     scheduler.max_num_batched_tokens = 2048
-    scheduler.enable_prefix_caching = options["prefix_caching"]
+    scheduler.enable_prefix_caching = True
     properties = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": options["num_threads"]}
     if "kv_cache_precision" in options:
         properties["KV_CACHE_PRECISION"] = options["kv_cache_precision"]
