@@ -1,12 +1,13 @@
 # make demo     eight stories at once from the bundled model, with a live map of its memory
 # make test     every test, with coverage
 # make lint     formatting, types, import rules
+# make mutants  the suite against bugs planted in the memory manager and the scheduler (many minutes)
 # make bench    the benchmarks (minutes; prints what it measured)
 # make setup    only make .venv and install; the others do so when something is missing
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-main test-kernels test-coverage test-fuzz lint bench setup clean
+.PHONY: demo test test-main test-kernels test-coverage test-fuzz mutants lint bench setup clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -64,6 +65,10 @@ test-coverage: $(VENV)/.development | test-main test-kernels
 # Random loads through the scheduler against the KV oracle; no coverage, for speed.
 test-fuzz: $(VENV)/.development
 	$(PYTEST) -n $(WORKERS) -m "fuzz and not long"
+
+# Whether the suite notices: one planted bug after another, and few may survive.
+mutants: $(VENV)/.development
+	$(BIN)/python tools/mutants.py
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .

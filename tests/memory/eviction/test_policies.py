@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import pytest
@@ -24,7 +25,7 @@ class Known:
     rests: bool = False
 
 
-class SlowPolicy:
+class SlowPolicy(ABC):
     """Every event is written down; ``victim`` looks through all of it."""
 
     def __init__(self, capacity: int) -> None:
@@ -53,8 +54,9 @@ class SlowPolicy:
     def resting(self) -> list[int]:
         return [block for block, known in self.known.items() if known.rests]
 
+    @abstractmethod
     def victim(self) -> int:
-        raise NotImplementedError
+        """Which of the resting blocks goes."""
 
 
 class SlowLRU(SlowPolicy):
