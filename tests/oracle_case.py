@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from octavo.config import EVICTIONS, SchedulerConfig
 from octavo.errors import RequestTooLargeError
@@ -237,6 +238,7 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         eviction=rng.choice(EVICTIONS),
         depth=depth,
         groups=groups,
+        **random_speculation(rng),
         num_host_blocks=rng.choice([0, 4, 64, 64]),
         host_cache=rng.random() < 0.5,
         preemption=rng.choice(["auto", "swap", "swap", "recompute"]),
@@ -246,6 +248,21 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         attention_flops=rng.choice([0.0, 0.01]),
         compute_speed=rng.choice([0.6, 1.0]),
     )
+
+
+def random_speculation(rng: random.Random) -> dict[str, Any]:
+    """Drafts in every second case; with so few different tokens, they are accepted every now and then."""
+    if rng.random() < 0.5:
+        return {}
+    shortest = rng.choice([1, 1, 2])
+    return {
+        "speculative": "ngram",
+        "speculative_tokens": rng.choice([1, 2, 5, 15]),
+        "ngram_min": shortest,
+        "ngram_max": shortest + rng.choice([0, 2]),
+        # Rows for nothing: every guess is tried. And rows that cost: few are.
+        "step_costs": rng.choice([(1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.1, 1.2), (1.0, 1.5)]),
+    }
 
 
 def random_groups(rng: random.Random) -> tuple[LayerGroup, ...]:
@@ -282,7 +299,7 @@ def random_case(seed: int) -> Case:
     config = random_config(rng)
     case = Case(
         config,
-        vocab_size=rng.choice([2, 4, 8]),
+        vocab_size=rng.choice([1, 2, 4, 8] if config.speculative else [2, 4, 8]),
         failing=frozenset({"r1"}) if rng.random() < 0.1 else frozenset(),
     )
     # Short prompts that grow long overrun the pool after they were admitted: the way to preemption.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from octavo import EngineConfig, memory
-from octavo.config import COMPUTE_SPEED, EVICTIONS, SchedulerConfig
+from octavo.config import COMPUTE_SPEED, EVICTIONS, STEP_COSTS, SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.plan import LayerGroup, ModelFacts
 from octavo.presets import PRESETS
@@ -57,6 +57,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("batch_invariant", "yes", "batch_invariant must be True or False"),
     ("retained_requests", -1, "retained_requests=-1"),
     ("depth", 2, "depth=2 is out of range: use 0 to 1"),
+    ("speculative", "eagle", "speculative='eagle' is unknown: use one of ngram"),
+    ("speculative_tokens", 0, "speculative_tokens=0 is out of range"),
+    ("ngram_max", 0, "ngram_max=0"),
+    ("ngram_min", 5, "ngram_min=5 is out of range: use 1 to 4"),
+    ("row_cost", -0.5, "row_cost=-0.5 must be a number of 0 or more"),
+    ("row_cost", float("nan"), "row_cost=nan"),
     ("num_threads", 0, "num_threads=0"),
     ("seed", 2**64, "seed="),
     ("seed", 0.5, "seed must be an integer"),
@@ -124,6 +130,18 @@ def test_host_cache_wants_models_that_keep_the_whole_context() -> None:
     facts = dataclasses.replace(facts, groups=(LayerGroup(1), LayerGroup(1, window=8)))
     with pytest.raises(ConfigError, match="host_cache=True is not for models with sliding windows"):
         SchedulerConfig.of(config, facts)
+
+
+def test_what_the_number_of_drafts_follows_from() -> None:
+    facts = ModelFacts(num_blocks=9, max_model_len=50, vocab_size=7)
+    engine = EngineConfig(speculative="ngram", speculative_tokens=3, ngram_min=1, ngram_max=2)
+    config = SchedulerConfig.of(engine, facts)
+    assert (config.speculative, config.speculative_tokens, config.ngram_min, config.ngram_max) == ("ngram", 3, 1, 2)
+    assert config.step_costs == STEP_COSTS  # nobody measured them
+    measured = dataclasses.replace(facts, step_costs=(1.0, 1.25, 1.5))
+    assert SchedulerConfig.of(engine, measured).step_costs == (1.0, 1.25, 1.5)
+    priced = dataclasses.replace(engine, row_cost=0.0)
+    assert SchedulerConfig.of(priced, measured).step_costs == (1.0, 1.0)
 
 
 def test_the_names_of_eviction_policies_are_those_there_are() -> None:

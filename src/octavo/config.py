@@ -23,6 +23,7 @@ BATCHINGS = ("continuous", "static")
 EVICTIONS = ("lru", "fifo", "lfu", "arc", "prefix")
 KERNELS = ("auto", "reference", "cpu")
 DEVICES = ("auto", "cpu")
+SPECULATIVE = ("ngram",)
 
 MOST_SWAP_SPACE = 65_536
 """GiB; whoever asks for more meant another unit."""
@@ -33,6 +34,9 @@ one core's copying within a machine's memory comes to much the same."""
 
 COMPUTE_SPEED = 1e12
 """FLOP a second of a prefill where nobody measured or set it: a server's CPU. (A GPU's is a hundred times that.)"""
+
+STEP_COSTS = (1.0, 1.05)
+"""What steps of one row and of two take where nobody measured it: a model's weights are read once for both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,13 @@ class EngineConfig:
             (least frequently used), "arc" (adaptive replacement), or "prefix" (cost to recompute times chance of
             reuse).
         depth: plans in flight beside the one being built; 0 plans, runs, commits in turn.
+        speculative: "ngram" guesses the tokens to come from what came next where the text's last tokens stood before,
+            in the prompt or in the output, and verifies several at once; what is generated does not change by it.
+        speculative_tokens: guesses in one step at the most; how many there are follows from how often they come true
+            and from what a row costs.
+        ngram_min: the fewest last tokens that must have stood together before.
+        ngram_max: the most that are looked for; the longer match counts.
+        row_cost: what each further row adds to a step of one row, as a share of it, for that choice [measured].
         batch_invariant: bit-equal results whoever shares the batch (pads products, splits attention by context only).
         num_threads: CPU threads [``OMP_NUM_THREADS``, or one for each core].
         seed: keys the noise of requests that bring no seed of their own.
@@ -110,6 +121,11 @@ class EngineConfig:
     prefix_caching: bool = True
     eviction: str = "lru"
     depth: int = 0
+    speculative: str | None = None
+    speculative_tokens: int = 15
+    ngram_min: int = 2
+    ngram_max: int = 4
+    row_cost: float | None = None
     batch_invariant: bool = False
     num_threads: int | None = None
     seed: int = 0
@@ -149,6 +165,13 @@ class EngineConfig:
         _choice("victims", self.victims, VICTIMS)
         _choice("batching", self.batching, BATCHINGS)
         _choice("eviction", self.eviction, EVICTIONS)
+        if self.speculative is not None:
+            _choice("speculative", self.speculative, SPECULATIVE)
+        _integer("speculative_tokens", self.speculative_tokens, 1, 127)
+        _integer("ngram_max", self.ngram_max, 1, 64)
+        _integer("ngram_min", self.ngram_min, 1, self.ngram_max)
+        if self.row_cost is not None and (not _is_number(self.row_cost) or self.row_cost < 0):
+            raise ConfigError(f"row_cost={self.row_cost!r} must be a number of 0 or more, or None to measure it")
         _integer("block_size", self.block_size, 1, 4096)
         _integer("num_blocks", self.num_blocks, 1, 2**31 - 1, optional=True)
         _integer("max_num_seqs", self.max_num_seqs, 1, 65_536)
@@ -192,6 +215,11 @@ class SchedulerConfig:
     prefix_caching: bool = True
     eviction: str = "lru"
     depth: int = 0
+    speculative: str | None = None
+    speculative_tokens: int = 15
+    ngram_min: int = 2
+    ngram_max: int = 4
+    step_costs: tuple[float, ...] = STEP_COSTS  #: of steps of 1, 2, 4, ... rows, relative to the first
     groups: tuple[LayerGroup, ...] = (LayerGroup(1),)
     host_cache: bool = False
     num_host_blocks: int = 0  #: pages of host memory for swapped blocks
@@ -224,6 +252,11 @@ class SchedulerConfig:
             prefix_caching=config.prefix_caching,
             eviction=config.eviction,
             depth=config.depth,
+            speculative=config.speculative,
+            speculative_tokens=config.speculative_tokens,
+            ngram_min=config.ngram_min,
+            ngram_max=config.ngram_max,
+            step_costs=step_costs(config.row_cost) or facts.step_costs or STEP_COSTS,
             groups=facts.groups,
             host_cache=config.host_cache,
             num_host_blocks=host_blocks(config.swap_space, facts.page_bytes),
@@ -238,6 +271,11 @@ class SchedulerConfig:
     def as_dict(self) -> dict[str, object]:
         """Plain data for the run log's header."""
         return asdict(self)
+
+
+def step_costs(row_cost: float | None) -> tuple[float, ...]:
+    """What steps of 1, 2, 4, ... rows take where each further row adds ``row_cost`` of the first one; () for None."""
+    return () if row_cost is None else (1.0, 1.0 + row_cost)
 
 
 def host_blocks(swap_space: float, page_bytes: int) -> int:

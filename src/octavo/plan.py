@@ -45,6 +45,7 @@ class Chunk(NamedTuple):
     outputs_from: int  #: first position whose logits are wanted; start + count where none is
     want: Want
     draws: tuple[int, ...]  #: noise indexes, one sample each (``want`` is SAMPLE); one prompt may feed n samples
+    drafts: int = 0  #: so many of the tokens, the last ones, are guesses: see :class:`ChunkResult`
 
 
 class SlotInit(NamedTuple):
@@ -135,9 +136,16 @@ class Sample(NamedTuple):
 
 
 class ChunkResult(NamedTuple):
-    """What came of one chunk; stands at the chunk's place in ``StepResult.results``."""
+    """What came of one chunk; stands at the chunk's place in ``StepResult.results``.
 
-    samples: tuple[Sample, ...] = ()  #: one for each entry of ``Chunk.draws``
+    Where the chunk has drafts, a token is drawn at each of its positions from ``outputs_from`` on, with that position's
+    own noise: the samples are those up to the first that is not the draft which follows it, or the last. So they are
+    what as many steps of one token would have drawn, for a draft that equals the token drawn is that token.
+    (Leviathan, Kalman and Matias, "Fast inference from transformers via speculative decoding", ICML 2023; verified by
+    comparison with noise given beforehand, no token's distribution enters into it.)
+    """
+
+    samples: tuple[Sample, ...] = ()  #: one for each entry of ``Chunk.draws``; with drafts, for each token that came
     top: tuple[tuple[int, float], ...] = ()  #: for want LOGPROBS: the likeliest (token, logprob), best first
     prompt: tuple[Sample, ...] = ()  #: prompt logprobs: the entry for position outputs_from + 1 comes first
     error: str | None = None  #: this sequence's logits were not finite: its request fails, alone
@@ -204,6 +212,7 @@ class ModelFacts:
     attention_flops: float = 0.0  #: for one token to attend to one position in one layer
     link_bandwidth: float = 0.0  #: bytes a second between device and host memory, as measured; 0: it was not
     compute_speed: float = 0.0  #: FLOP a second of a prefill, as measured; 0: it was not
+    step_costs: tuple[float, ...] = ()  #: what steps of 1, 2, 4, ... rows take, relative to the first; (): not measured
     notes: tuple[str, ...] = ()  #: one line each, for a person: what was chosen, and why
 
 

@@ -52,6 +52,7 @@ CONFIGURATION: dict[str, Any] = {
     "max_model_len": 77, "policy": "priority", "ageing_seconds": 5.5, "batching": "static", "prefix_caching": False,
     "eviction": "lfu", "depth": 1, "batch_invariant": True, "num_threads": 2, "seed": 11,
     "swap_space": 0.5, "host_cache": False, "preemption": "swap", "link_bandwidth": 2e9, "compute_speed": 3e11,
+    "speculative": "ngram", "speculative_tokens": 5, "ngram_min": 1, "ngram_max": 3, "row_cost": 0.25,
     "victims": "lru", "retained_requests": 5,
 }  # fmt: skip
 

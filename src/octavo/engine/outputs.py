@@ -33,7 +33,8 @@ class SequenceText:
             scan = self._matcher.push(self._detokenizer.push((token,)), armed)
             self._parts.append(scan.text)
             if scan.stop is not None:
-                del tokens[self._taken :]
+                if len(tokens) > self._taken:
+                    _cut(seq, self._taken)
                 return scan.stop
         return None
 
@@ -55,6 +56,15 @@ class SequenceText:
             self._text += "".join(self._parts)
             self._parts.clear()
         return self._text
+
+
+def _cut(seq: Sequence, length: int) -> None:
+    """Leave the first ``length`` tokens of a sequence, with what is known of them."""
+    del seq.tokens[length:]
+    if seq.logprobs is not None:
+        new = seq.tokens[seq.num_prompt :]
+        del seq.logprobs[len(new) :]
+        seq.cumulative_logprob = sum((known[token] for known, token in zip(seq.logprobs, new, strict=True)), 0.0)
 
 
 class OutputBuilder:
@@ -94,6 +104,8 @@ class OutputBuilder:
                 num_preemptions=request.num_preemptions,
                 num_swapped_out=request.num_swapped_out,
                 num_swapped_in=request.num_swapped_in,
+                num_drafted_tokens=request.num_drafted,
+                num_accepted_tokens=request.num_accepted,
             ),
             prompt_logprobs=request.prompt_logprobs,
             error=request.failure,

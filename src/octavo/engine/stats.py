@@ -16,6 +16,8 @@ class EngineStats:
     num_steps: int = 0  #: steps that computed something
     num_computed_tokens: int = 0  #: tokens put through the model, recomputed ones included
     num_generated_tokens: int = 0  #: drawn, or (a beam search) looked at
+    num_drafted_tokens: int = 0  #: guessed and verified (``speculative``)
+    num_accepted_tokens: int = 0  #: those of them that equalled the token drawn
     num_cached_tokens: int = 0  #: prompt tokens found in the prefix tree
     num_shared_blocks: int = 0  #: blocks taken over from the prefix tree, a sibling or a fork's source
     num_out_of_blocks: int = 0  #: requests that failed for lack of memory (under ``victims="none"`` alone)
@@ -46,6 +48,12 @@ class EngineStats:
         self.num_generated_tokens += sum(
             len(chunk.draws) if chunk.want is Want.SAMPLE else chunk.want is Want.LOGPROBS for chunk in plan.chunks
         )
+        for chunk, outcome in zip(plan.chunks, result.results, strict=True):
+            if chunk.drafts and outcome.samples:
+                accepted = len(outcome.samples) - 1
+                self.num_drafted_tokens += chunk.drafts
+                self.num_accepted_tokens += accepted
+                self.num_generated_tokens += accepted
         self.num_copies += len(plan.copies)
         self.num_evicted += len(plan.evicted)
         self.executor_seconds += result.elapsed

@@ -30,6 +30,7 @@ class Batch:
     wants: NDArray[np.uint8]  #: [N], each a Want
     draws: tuple[tuple[int, ...], ...]
     outputs_from: NDArray[np.int64]  #: [N]
+    drafts: tuple[int, ...]  #: N times, how many of a chunk's last tokens are guesses
 
 
 def build_batch(chunks: tuple[Chunk, ...], state: SlotTable, block_size: int) -> Batch:
@@ -41,8 +42,9 @@ def build_batch(chunks: tuple[Chunk, ...], state: SlotTable, block_size: int) ->
     Raises:
         EngineError: a chunk does not follow from what the slot holds (a bug in whoever planned it).
     """
-    # One transposition in C instead of ten attributes of each chunk: this is every step's own cost.
-    slots_, seq_ids, starts_, counts_, tokens_, keeps, added, outputs_from, wants, draws = zip(*chunks, strict=True)
+    # One transposition in C instead of eleven attributes of each chunk: this is every step's own cost.
+    columns = zip(*chunks, strict=True)
+    slots_, seq_ids, starts_, counts_, tokens_, keeps, added, outputs_from, wants, draws, drafts = columns
     number, groups = len(chunks), len(state.tables)
     slots = np.array(slots_, np.int64)
     starts = np.array(starts_, np.int64)
@@ -112,6 +114,7 @@ def build_batch(chunks: tuple[Chunk, ...], state: SlotTable, block_size: int) ->
         wants=np.frombuffer(bytes(wants), np.uint8),
         draws=draws,
         outputs_from=np.array(outputs_from, np.int64),
+        drafts=drafts,
     )
 
 

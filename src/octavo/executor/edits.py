@@ -90,10 +90,12 @@ class BatchEdits:
         self._seen: list[NDArray[np.int64]] = []
         self._counts: list[NDArray[np.float32]] = []
         self._penalties: list[tuple[int, float, float, float]] = []  # (offset, repetition, presence, frequency)
+        self._latest: LogitEdits | None = None  # whose penalties were added last
         self.masked_rows: list[int] = []  #: rows that lost tokens, and might have lost all of them
 
     def add(self, row: int, edits: LogitEdits, end: int) -> None:
-        """Row ``row`` holds the logits of the token at position ``end`` of the sequence that ``edits`` belongs to."""
+        """Row ``row`` holds the logits of the token at position ``end`` of the sequence that ``edits`` belongs to. The
+        rows of one sequence come one after the other."""
         offset = row * self._vocab_size
         if edits.masks:
             self.masked_rows.append(row)
@@ -105,6 +107,9 @@ class BatchEdits:
             self._biased.append(edits.bias[0] + offset)
             self._bias.append(edits.bias[1])
         if edits.penalties is not None:
+            if self._latest is edits:  # another row of the same sequence: what is at hand are views of its history
+                self._seen[-1], self._counts[-1] = self._seen[-1].copy(), self._counts[-1].copy()
+            self._latest = edits
             ids, counts = edits.history.tally(end)
             self._seen.append(ids)
             self._counts.append(counts)

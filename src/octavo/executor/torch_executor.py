@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from octavo import kernels as kernel_backends
 from octavo.config import EngineConfig
@@ -21,8 +20,10 @@ from octavo.executor.machine import default_threads, memory
 from octavo.executor.memory_plan import MemoryPlan, plan_memory
 from octavo.executor.prefill_speed import prefill_speed
 from octavo.executor.prompt_scores import ScoredChunk, score_prompt, scored_chunks
+from octavo.executor.reads import Reads
 from octavo.executor.sampler import NOT_FINITE, Sampler
 from octavo.executor.slots import SlotTable
+from octavo.executor.step_costs import step_costs
 from octavo.executor.swap_space import SwapSpace, measure_bandwidth
 from octavo.hub import Progress, eos_token_ids
 from octavo.model import load_model
@@ -97,6 +98,8 @@ class TorchExecutor:
         )
         if plan.num_host_blocks and config.preemption == "auto":
             self._facts = self._measured(config)
+        if config.speculative is not None and config.row_cost is None:
+            self._facts = replace(self._facts, step_costs=step_costs(self, config))
 
     def _measured(self, config: EngineConfig) -> ModelFacts:
         """The facts, with what the choice between swapping and recomputing needs to know of this machine."""
@@ -149,25 +152,19 @@ class TorchExecutor:
 
     def _compute(self, plan: StepPlan) -> tuple[ChunkResult, ...]:
         batch = build_batch(plan.chunks, self._slots, self._block_size)
-        reads = np.flatnonzero(batch.wants)  # Want.NONE is 0
-        last = batch.query_start[reads + 1].astype(np.int64) - 1  # each wanted chunk's last row
+        reads = Reads.of(batch)
         scored = scored_chunks(batch, self._slots)
         if scored:
-            return self._compute_scored(batch, reads, last, scored)
-        logits = self._decoder.forward(batch.token_ids, self._kv, batch.meta, torch.from_numpy(last))
-        drawn = self._sample(batch, reads, logits)
-        return tuple(drawn) if len(drawn) == len(batch.wants) else _spread(drawn, reads, len(batch.wants))
+            return self._compute_scored(batch, reads, scored)
+        logits = self._decoder.forward(batch.token_ids, self._kv, batch.meta, torch.from_numpy(reads.rows))
+        return tuple(self._sample(batch, reads, logits))
 
-    def _compute_scored(
-        self, batch: Batch, reads: NDArray[np.int64], last: NDArray[np.int64], scored: list[ScoredChunk]
-    ) -> tuple[ChunkResult, ...]:
+    def _compute_scored(self, batch: Batch, reads: Reads, scored: list[ScoredChunk]) -> tuple[ChunkResult, ...]:
         """A step in which prompts are scored: the head runs apart from the rest, on a bounded number of rows."""
-        rows = np.concatenate([last, *(np.arange(chunk.row, chunk.row + len(chunk.tokens)) for chunk in scored)])
+        rows = np.concatenate([reads.rows, *(np.arange(chunk.row, chunk.row + len(chunk.tokens)) for chunk in scored)])
         hidden = self._decoder.hidden(batch.token_ids, self._kv, batch.meta, torch.from_numpy(rows))
-        results = list(
-            _spread(self._sample(batch, reads, self._decoder.logits(hidden[: len(last)])), reads, len(batch.wants))
-        )
-        begin = len(last)
+        begin = len(reads.rows)
+        results = self._sample(batch, reads, self._decoder.logits(hidden[:begin]))
         for chunk in scored:
             end = begin + len(chunk.tokens)
             samples = score_prompt(chunk, hidden[begin:end], self._decoder.logits, self._kernels)
@@ -178,17 +175,8 @@ class TorchExecutor:
             begin = end
         return tuple(results)
 
-    def _sample(self, batch: Batch, reads: NDArray[np.int64], logits: torch.Tensor) -> list[ChunkResult]:
-        if len(reads) == len(batch.wants):
-            return self._sampler.run(logits, batch.slots, batch.ends, batch.wants, batch.draws)
-        if not len(reads):
-            return []
-        draws = tuple(batch.draws[index] for index in reads.tolist())
-        return self._sampler.run(logits, batch.slots[reads], batch.ends[reads], batch.wants[reads], draws)
-
-
-def _spread(drawn: list[ChunkResult], reads: NDArray[np.int64], number: int) -> tuple[ChunkResult, ...]:
-    results = [ChunkResult()] * number
-    for index, result in zip(reads.tolist(), drawn, strict=True):
-        results[index] = result
-    return tuple(results)
+    def _sample(self, batch: Batch, reads: Reads, logits: torch.Tensor) -> list[ChunkResult]:
+        if not len(reads.rows):
+            return [ChunkResult()] * len(batch.wants)
+        drawn = self._sampler.run(logits, reads.slots, reads.positions, reads.wants, reads.draws)
+        return reads.gather(batch, drawn, self._slots)

@@ -77,7 +77,8 @@ def scheduler_config(header: LogHeader) -> SchedulerConfig:
     """The configuration that a run was made with."""
     values: dict[str, Any] = dict(header.config)
     groups = tuple(LayerGroup(**group) for group in values.pop("groups"))
-    return SchedulerConfig(**values, groups=groups)
+    costs = tuple(values.pop("step_costs"))
+    return SchedulerConfig(**values, groups=groups, step_costs=costs)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

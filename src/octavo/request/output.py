@@ -33,6 +33,8 @@ class RequestMetrics:
     num_preemptions: int = 0
     num_swapped_out: int = 0  #: blocks moved to host memory when it was preempted
     num_swapped_in: int = 0  #: blocks moved back
+    num_drafted_tokens: int = 0  #: guessed and verified (``speculative``)
+    num_accepted_tokens: int = 0  #: those of them that equalled the token drawn
 
 
 @dataclass(slots=True)

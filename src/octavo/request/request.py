@@ -25,8 +25,10 @@ class Request:
         "max_new_tokens",
         "namespace",
         "noise",
+        "num_accepted",
         "num_cached",
         "num_copies",
+        "num_drafted",
         "num_preemptions",
         "num_shared",
         "num_slots",
@@ -94,6 +96,8 @@ class Request:
         self.num_preemptions = 0
         self.num_swapped_out = 0  # blocks moved to host memory
         self.num_swapped_in = 0  # and back: fewer, where the prefix tree still had them
+        self.num_drafted = 0  # tokens guessed and verified
+        self.num_accepted = 0  # those of them that equalled the token drawn
         self.last_run = 0  # the number of its latest turn to compute, counted where victims are chosen by it
         self.first_scheduled: float | None = None
         self.first_token: float | None = None

@@ -11,6 +11,7 @@ from octavo.memory import MemoryManager
 from octavo.plan import PENDING, Chunk, ChunkResult, Sample, SlotInit, StepPlan, StepResult, Want
 from octavo.request import FinishReason, Request, Sequence, SequenceState
 from octavo.scheduler import beam
+from octavo.scheduler.drafting import Speculation
 from octavo.scheduler.rank import POLICIES
 from octavo.scheduler.residency import Residency
 from octavo.scheduler.turn import Turn
@@ -38,6 +39,7 @@ class Scheduler:
         self.policy = POLICIES[config.policy](config)
         self.residency = Residency(config, self.memory, self.policy)
         self.requests: dict[str, Request] = {}  # every live one
+        self._speculation = None if config.speculative is None else Speculation(config, self.memory)
         self._arrivals = itertools.count()
         self._sequence_ids = itertools.count()
         self._steps = itertools.count()
@@ -157,6 +159,11 @@ class Scheduler:
             except OutOfBlocksError as error:
                 self._fail(request, error)
         turn.close()
+        if self._speculation is not None and decodes:
+            rows = self.config.max_num_batched_tokens - room + len(decodes)
+            # One block stays for each resident request: drafts are not to bring about a preemption.
+            blocks = 0 if turn.short else self.memory.num_free - len(self.residency.running)
+            self._speculation.extend(decodes, decoding, rows, room - len(decodes), blocks)
         return self._plan(decodes + prefills, decoding + prefilling)
 
     def _plan(self, chunks: list[Chunk], planned: list[tuple[Sequence, int]]) -> StepPlan:
@@ -194,7 +201,9 @@ class Scheduler:
         seq.num_total += 1
         seq.in_flight += 1
         # tuple.__new__ spares the named tuple's own constructor, a tenth of a step.
-        return tuple.__new__(Chunk, (seq.slot, seq.id, start, 1, token, (sent,), blocks, start, Want.SAMPLE, seq.draws))
+        return tuple.__new__(
+            Chunk, (seq.slot, seq.id, start, 1, token, (sent,), blocks, start, Want.SAMPLE, seq.draws, 0)
+        )
 
     def _chunk(self, seq: Sequence, start: int, count: int) -> Chunk:
         """Describe ``count`` tokens of ``seq`` from ``start``, and move the cursor over them."""
@@ -248,6 +257,10 @@ class Scheduler:
                 seq.request.failure = outcome.error
                 changed += self._end_request(seq.request, FinishReason.ERROR)
                 continue
+            if chunk.drafts:
+                self._take_verified(seq, chunk, outcome.samples, resident=epoch == seq.epoch)
+                changed.append(seq)
+                continue
             if epoch == seq.epoch:
                 seq.num_computed += chunk.count
                 if seq.num_computed - seq.num_published * size >= size:
@@ -269,6 +282,27 @@ class Scheduler:
             if request_id in self.requests:
                 changed += self._advance_beams(self.requests[request_id], beams)
         return changed
+
+    def _take_verified(self, seq: Sequence, chunk: Chunk, samples: tuple[Sample, ...], resident: bool) -> None:
+        """Take in a chunk with drafts as what it stands for: one step after another, each of one token. The cursor
+        stops where the first draft was wrong; what was written beyond it is written again. (If the sequence was
+        preempted since, its tokens count all the same, and nothing is in memory.)"""
+        request, memory = seq.request, self.memory
+        request.num_drafted += chunk.drafts
+        request.num_accepted += len(samples) - 1
+        for sample in samples:
+            if resident:
+                seq.num_computed += 1
+                if seq.num_computed - seq.num_published * memory.block_size >= memory.block_size:
+                    memory.publish(seq)
+                if memory.layout.windowed:
+                    memory.give_back(seq)
+            self._append(seq, sample)
+            if seq.state is SequenceState.FINISHED:
+                return
+        seq.num_total = len(seq.tokens)
+        if resident:
+            seq.num_scheduled = seq.num_computed
 
     def _append(self, seq: Sequence, sample: Sample) -> None:
         token = sample.token
@@ -360,7 +394,7 @@ class Scheduler:
 
     def _end(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         seq.finish_reason, seq.stop_reason = reason, stop_reason
-        self.residency.drop(seq)
+        self._drop(seq)
         request = seq.request
         if not request.live:
             params = request.params
@@ -374,9 +408,14 @@ class Scheduler:
         ended = list(request.live)
         for seq in ended:
             seq.finish_reason = reason
-            self.residency.drop(seq)
+            self._drop(seq)
         self._close(request)
         return ended
+
+    def _drop(self, seq: Sequence) -> None:
+        self.residency.drop(seq)
+        if self._speculation is not None:
+            self._speculation.forget(seq)
 
     def _fail(self, request: Request, error: OutOfBlocksError) -> None:
         """Under ``victims="none"``: a request ends in the middle of its run, alone."""

@@ -67,7 +67,7 @@ def likeliest(digest: int, count: int, vocab_size: int) -> tuple[tuple[int, floa
 @dataclass(slots=True)
 class _Slot:
     init: SlotInit
-    digests: list[int]  # of every token known to the slot
+    digests: list[int]  # of every token known to the slot, and in a step of the drafts after them
     tables: list[list[int]]
 
 
@@ -75,7 +75,8 @@ class OracleExecutor:
     """Stores, for every KV slot of every block, the digest of the exact token prefix that it holds, and checks it on
     every read; a plan that shares wrongly, writes what is shared, publishes early, copies or swaps to the wrong place
     is caught in the step where it does so. Of a layer group with a window it checks what the chunk's tokens see: what
-    lies before may have been given back. Its samples are :func:`draw`'s.
+    lies before may have been given back. Its samples are :func:`draw`'s. Drafts are written like any token, and then
+    verified; what a wrong one leaves behind in memory is not what anybody may read.
 
     Args:
         num_blocks: device blocks. block_size: tokens a block. groups: layer groups.
@@ -160,7 +161,12 @@ class OracleExecutor:
         end = chunk.start + chunk.count
         if len(chunk.tokens) != chunk.count or chunk.count < 1:
             raise OracleError(f"sequence {chunk.seq_id}: {len(chunk.tokens)} tokens for {chunk.count} positions")
+        drafted = end - chunk.drafts
+        if chunk.drafts and (chunk.outputs_from != drafted - 1 or chunk.want is not Want.SAMPLE):
+            raise OracleError(f"sequence {chunk.seq_id}: nothing is drawn where drafts are to be verified")
         for position, token in enumerate(chunk.tokens, chunk.start):
+            if position >= drafted and position < len(slot.digests):
+                raise OracleError(f"sequence {chunk.seq_id}: the token at {position} is known, but drafted")
             if token == PENDING:
                 if position >= len(slot.digests):
                     raise OracleError(f"sequence {chunk.seq_id}: the token at {position} was never sampled")
@@ -207,6 +213,8 @@ class OracleExecutor:
         spec = slot.init.sampling
         if chunk.want is Want.LOGPROBS:
             return ChunkResult(top=likeliest(last, spec.top, self.vocab_size), prompt=self._prompt(chunk, slot))
+        if chunk.drafts:
+            return ChunkResult(samples=self._verify(chunk, slot))
         samples = tuple(
             Sample(self._draw(slot, last, index), None if spec.logprobs is None else -float(index) - 0.5)
             for index in chunk.draws
@@ -214,6 +222,22 @@ class OracleExecutor:
         if len(samples) == 1 and end == len(slot.digests):
             slot.digests.append(mix(last, samples[0].token))
         return ChunkResult(samples=samples, prompt=self._prompt(chunk, slot))
+
+    def _verify(self, chunk: Chunk, slot: _Slot) -> tuple[Sample, ...]:
+        """Draw at each position from the last known token's on, until a draft is not what was drawn; the slot keeps the
+        tokens drawn, and no draft beside them."""
+        known = chunk.start + chunk.count - chunk.drafts
+        drafts = slot.digests[known:]
+        del slot.digests[known:]
+        samples: list[Sample] = []
+        (index,) = chunk.draws
+        for digest in (*drafts, None):
+            token = self._draw(slot, slot.digests[-1], index)
+            samples.append(Sample(token, None if slot.init.sampling.logprobs is None else -float(index) - 0.5))
+            slot.digests.append(mix(slot.digests[-1], token))
+            if slot.digests[-1] != digest:
+                break
+        return tuple(samples)
 
     def _draw(self, slot: _Slot, digest: int, index: int) -> int:
         return draw(digest, index, self.vocab_size) if self._token_of is None else self._token_of(slot.init, index)

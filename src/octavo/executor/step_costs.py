@@ -1,0 +1,53 @@
+"""What a step's rows cost on this machine, found out by computing some."""
+
+from __future__ import annotations
+
+from octavo.config import EngineConfig
+from octavo.plan import Chunk, Executor, SamplingSpec, SlotInit, StepPlan, Want
+
+_CONTEXT = 128
+"""Tokens that the rows look back on: what attention adds beyond is small beside the weights."""
+
+_ROUNDS, _SECONDS = 3, 0.05
+"""So often every number of rows is tried at least, and for so long where steps are short."""
+
+
+def step_costs(executor: Executor, config: EngineConfig) -> tuple[float, ...]:
+    """What decode steps of 1, 2, 4, ... rows of one sequence take, up to one of all the drafts there may be, relative
+    to the first: the best of a few each, sampling included. () where there is no room for two rows.
+
+    The KV memory is written to, so nobody may be using it yet.
+    """
+    facts, size = executor.facts, config.block_size
+    held = facts.num_blocks // len(facts.groups)
+    most = min(config.max_num_batched_tokens, facts.max_model_len, held * size)
+    context = min(_CONTEXT, most // 2)
+    numbers = [1]
+    while numbers[-1] < 1 + config.speculative_tokens and context + 2 * numbers[-1] <= most:
+        numbers.append(2 * numbers[-1])
+    if context < 1 or len(numbers) < 2:
+        return ()
+    width = -(-(context + numbers[-1]) // size)
+    tables = tuple(tuple(range(g * width, (g + 1) * width)) for g in range(len(facts.groups)))
+    tokens = tuple(i % facts.vocab_size for i in range(context + numbers[-1]))
+    init = SlotInit(0, 0, "", 0, 0, context, tokens[: context + 1], SamplingSpec(temperature=0.0))
+    kept = (width,) * len(tables)
+    nothing: tuple[tuple[int, ...], ...] = ((),) * len(tables)
+    prompt = Chunk(0, 0, 0, context, tokens[:context], (0,) * len(tables), tables, context, Want.NONE, ())
+    executor.collect(executor.submit(StepPlan(0, (prompt,), init=(init,))))
+    best = [float("inf")] * len(numbers)
+    step, spent = 0, 0.0
+    while step < _ROUNDS * len(numbers) or spent < _SECONDS * len(numbers):
+        which = step % len(numbers)
+        count = numbers[which]
+        step += 1
+        drafted = tokens[context : context + count]
+        chunk = Chunk(0, 0, context, count, drafted, kept, nothing, context, Want.SAMPLE, (0,), count - 1)
+        seconds = executor.collect(executor.submit(StepPlan(step, (chunk,)))).elapsed
+        spent += max(seconds, 1e-5)
+        best[which] = min(best[which], seconds)
+    executor.collect(executor.submit(StepPlan(step + 1, (), released=(0,))))
+    costs = [1.0]
+    for seconds in best[1:]:
+        costs.append(max(costs[-1], seconds / best[0]))
+    return tuple(costs)
