@@ -56,6 +56,12 @@ def has_matrix_unit() -> bool:
     return int(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)) == 0
 
 
+@functools.cache
+def has_int8_matrix_unit() -> bool:
+    """Whether that unit multiplies tiles of bytes too."""
+    return "amx-int8" in host_features() and has_matrix_unit()
+
+
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 """The system call, what it is asked, and the number of the state of tiles among the processor's."""
 

@@ -7,6 +7,9 @@ in chunks, panels in runs, and inputs in blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from octavo.kernels.cpu import checks
@@ -24,7 +27,7 @@ from octavo.kernels.cpu.launch import (
     packer,
     run,
 )
-from octavo.kernels.cpu.panels import DEPTH, PANEL, PLAIN, TILE_BYTES, configure, panel_product, write_panel
+from octavo.kernels.cpu.panels import DEPTH, LINE, PANEL, PLAIN, TILE_BYTES, configure, panel_product, write_panel
 from octavo.kernels.cpu.primitives import GELU, SILU, fetch_add, load_i64
 
 ROWS = 32
@@ -49,45 +52,70 @@ ACTIVATIONS = {"silu_and_mul": SILU, "gelu_and_mul": GELU}
 _pack = packer("15q")
 
 
-@device
-def multiply_tasks(p: int, counter: int, sums: int) -> int:
-    """Take tasks, each a chunk of rows and a run of panels, until none is left; returns how many."""
-    x, x_stride, out, out_stride = load_i64(p + X), load_i64(p + X_STRIDE), load_i64(p + OUT), load_i64(p + OUT_STRIDE)
-    tasks, runs, length, panels = load_i64(p + NUM_TASKS), load_i64(p + RUNS), load_i64(p + RUN), load_i64(p + PANELS)
-    steps, block, count, chunk_rows = load_i64(p + STEPS), load_i64(p + BLOCK), load_i64(p + COUNT), load_i64(p + CHUNK)
-    kind, bias, out_panel = load_i64(p + KIND), load_i64(p + BIAS), load_i64(p + OUT_PANEL)
-    configured = done = 0
-    while True:
-        task = fetch_add(counter, 1)
-        if task >= tasks:
-            break
-        chunk = task // runs
-        first = (task - chunk * runs) * length
-        last = min(first + length, panels)
-        start, stop = chunk * chunk_rows, min(count, (chunk + 1) * chunk_rows)
-        ahead = 1
-        while start < stop:
-            rows = min(ROWS, stop - start)
-            if rows != configured:
-                configure(rows)
-                configured = rows
-            for step in range(0, steps, block):
-                some = min(block, steps - step)
-                inputs = x + start * x_stride + step * 2 * DEPTH
+def panel_tasks(product: Callable[..., Any], write: Callable[..., Any]) -> Callable[..., Any]:
+    """The loops around the product of one panel, ``product``, and the writing of one, ``write``; both look into the
+    argument words, of which those above are the same for all kinds of weights. Neighbouring inputs of a row of x that
+    a tile takes are :data:`LINE` bytes of it, whatever their kind."""
+
+    @device
+    def tasks(p: int, counter: int, memory: int, sums: int, x: int) -> int:
+        """Take tasks, each a chunk of rows and a run of panels, until none is left; returns how many."""
+        x_stride, count, chunk_rows = load_i64(p + X_STRIDE), load_i64(p + COUNT), load_i64(p + CHUNK)
+        tasks, runs, length = load_i64(p + NUM_TASKS), load_i64(p + RUNS), load_i64(p + RUN)
+        panels, steps, block = load_i64(p + PANELS), load_i64(p + STEPS), load_i64(p + BLOCK)
+        configured = done = 0
+        while True:
+            task = fetch_add(counter, 1)
+            if task >= tasks:
+                break
+            chunk = task // runs
+            first = (task - chunk * runs) * length
+            last = min(first + length, panels)
+            start, stop = chunk * chunk_rows, min(count, (chunk + 1) * chunk_rows)
+            ahead = 1
+            while start < stop:
+                rows = min(ROWS, stop - start)
+                if rows != configured:
+                    configure(rows)
+                    configured = rows
+                for step in range(0, steps, block):
+                    inputs = x + start * x_stride + step * LINE
+                    for panel in range(first, last):
+                        place = sums + (panel - first) * SUMS_BYTES
+                        product(p, inputs, rows, panel, step, min(block, steps - step), place, ahead)
                 for panel in range(first, last):
-                    weight = load_i64(p + WEIGHT) + (panel * steps + step) * STEP_BYTES
-                    place = sums + (panel - first) * SUMS_BYTES
-                    panel_product(inputs, x_stride, rows, weight, some, place, step, ahead)
-            for panel in range(first, last):
-                added = bias + panel * 2 * PANEL if bias != 0 else 0
-                target = out + start * out_stride + panel * out_panel
-                write_panel(kind, sums + (panel - first) * SUMS_BYTES, rows, added, target, out_stride)
-            start += rows
-            ahead = 0
-        done += 1
-    if configured != 0:
-        configure(0)
-    return done
+                    write(p, memory, sums + (panel - first) * SUMS_BYTES, x, start, rows, panel)
+                start += rows
+                ahead = 0
+            done += 1
+        if configured != 0:
+            configure(0)
+        return done
+
+    return tasks
+
+
+@device
+def _product(p: int, x: int, rows: int, panel: int, step: int, some: int, sums: int, ahead: int) -> None:
+    weight = load_i64(p + WEIGHT) + (panel * load_i64(p + STEPS) + step) * STEP_BYTES
+    panel_product(x, load_i64(p + X_STRIDE), rows, weight, some, sums, step, ahead)
+
+
+@device
+def _write(p: int, memory: int, sums: int, x: int, start: int, rows: int, panel: int) -> None:
+    bias, stride = load_i64(p + BIAS), load_i64(p + OUT_STRIDE)
+    added = bias + panel * 2 * PANEL if bias != 0 else 0
+    target = load_i64(p + OUT) + start * stride + panel * load_i64(p + OUT_PANEL)
+    write_panel(load_i64(p + KIND), sums, rows, added, target, stride)
+
+
+_tasks = panel_tasks(_product, _write)
+
+
+@device
+def multiply_tasks(p: int, counter: int, memory: int) -> int:
+    """Take tasks until none is left; returns how many."""
+    return int(_tasks(p, counter, memory, memory, load_i64(p + X)))
 
 
 @kernel

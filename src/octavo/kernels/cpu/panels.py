@@ -8,6 +8,8 @@ no such unit run the same loops on vectors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 
@@ -94,14 +96,24 @@ def panel_product(
         for halves, enough in ((1, few), (2, e.b.not_(few))):
             for fetch, wanted in ((True, "!="), (False, "==")):
                 with e.when(e.b.and_(enough, e.b.icmp_signed(wanted, ahead, e.const(0)))):
-                    _by_tiles(e, x, stride, panel, steps, sums, more, halves, fetch)
+                    by_tiles(e, "llvm.x86.tdpbf16ps", x, stride, panel, steps, sums, more, halves, fetch)
     else:
         _by_vectors(e, x, stride, rows, panel, steps, sums, more)
 
 
-def _by_tiles(
-    e: Emitter, x: Value, stride: Value, panel: Value, steps: Value, sums: Value, more: Value, halves: int, fetch: bool
+def by_tiles(
+    e: Emitter,
+    instruction: str,
+    x: Value,
+    stride: Value,
+    panel: Value,
+    steps: Value,
+    sums: Value,
+    more: Value,
+    halves: int,
+    fetch: bool,
 ) -> None:
+    """The product of a panel on the matrix unit: ``instruction`` says of what."""
     b, void = e.b, ir.VoidType()
     bytes_ = I8.as_pointer()
 
@@ -133,7 +145,7 @@ def _by_tiles(
             load(_WEIGHTS[column], b.add(weights, e.const(column * TILE_BYTES)), e.const(LINE))
             for half in range(halves):
                 numbers = (_SUMS[half][column], _INPUTS[half], _WEIGHTS[column])
-                e.intrinsic("llvm.x86.tdpbf16ps", void, *map(tile, numbers))
+                e.intrinsic(instruction, void, *map(tile, numbers))
     for number, place in places:
         e.intrinsic("llvm.x86.tilestored64", void, number, place, e.const(4 * PANEL))
 
@@ -190,13 +202,18 @@ def _write_panel(kind: int, sums: int, rows: int, bias: int, target: int, stride
     block = floats(sums, rows * PANEL).reshape(rows, PANEL)
     if bias:
         block = block + get(BF16, bias, PANEL)
+    put_columns(kind, BF16, block, target, stride)
+
+
+def put_columns(kind: int, dtype: int, block: np.ndarray[Any, Any], target: int, stride: int) -> None:
+    """The Python form of :func:`store_columns`, for all rows of ``block [rows, 32]``."""
     if kind != PLAIN:
         g, u = block[:, :16], block[:, 16:]
         z = g if kind == SILU else np.float32(GELU_SCALE) * (g + np.float32(GELU_CUBIC) * g * g * g)
         with np.errstate(over="ignore"):
             block = g * u / (1 + np.exp(-z))
-    for i in range(rows):
-        put(BF16, target + i * stride, block[i])
+    for i, line in enumerate(block):
+        put(dtype, target + i * stride, line)
 
 
 @primitive("viiiiii", _write_panel)
@@ -219,12 +236,18 @@ def write_panel(e: Emitter, kind: Value, sums: Value, rows: Value, bias: Value, 
         with e.when(b.icmp_signed("==", kind, e.const(which))), e.loop(e.const(0), rows, 1) as i:
             line, to = e.at(sums, i, 4 * PANEL), b.add(target, b.mul(i, stride))
             first, second = (v.load(F32, line, e.const(column * WIDTH)) for column in (0, 1))
-            if which == PLAIN:
-                v.store(BF16, to, e.const(0), first)
-                v.store(BF16, to, e.const(WIDTH), second)
-                continue
-            z = first
-            if which == GELU:
-                cubic = v.fma(b.fmul(v.const(GELU_CUBIC), b.fmul(first, first)), first, first)
-                z = b.fmul(v.const(GELU_SCALE), cubic)
-            v.store(BF16, to, e.const(0), v.sigmoid_times(z, b.fmul(first, second)))
+            store_columns(e, which, BF16, to, first, second)
+
+
+def store_columns(e: Emitter, kind: int, dtype: int, target: Value, first: Value, second: Value) -> None:
+    """Store a row of a panel, 16 columns and 16 more, or by ``kind`` the 16 that come of them."""
+    b, v = e.b, e.vector
+    if kind == PLAIN:
+        v.store(dtype, target, e.const(0), first)
+        v.store(dtype, target, e.const(WIDTH), second)
+        return
+    z = first
+    if kind == GELU:
+        cubic = v.fma(b.fmul(v.const(GELU_CUBIC), b.fmul(first, first)), first, first)
+        z = b.fmul(v.const(GELU_SCALE), cubic)
+    v.store(dtype, target, e.const(0), v.sigmoid_times(z, b.fmul(first, second)))

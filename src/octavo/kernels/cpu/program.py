@@ -12,6 +12,9 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from octavo.kernels.cpu import int8_linear, int8_rows
+from octavo.kernels.cpu.int8_linear import multiply_bytes, multiply_bytes_tasks
+from octavo.kernels.cpu.int8_rows import quantize_rows, quantize_tasks
 from octavo.kernels.cpu.jit import kernel
 from octavo.kernels.cpu.launch import (
     ARGUMENTS,
@@ -33,11 +36,13 @@ CALL_BYTES = 8 * MAX_WORDS
 COUNTER_BYTES = 128
 """A call's counters lie on cache lines of their own: tasks taken, and behind it tasks done."""
 
-MULTIPLY, NORM = range(2)
-KINDS = {multiply: MULTIPLY, norm_rows: NORM}
+MULTIPLY, NORM, QUANTIZE, MULTIPLY_BYTES = range(4)
+KINDS = {multiply: MULTIPLY, norm_rows: NORM, quantize_rows: QUANTIZE, multiply_bytes: MULTIPLY_BYTES}
+SHARED_BYTES = {QUANTIZE: int8_rows.SHARED_BYTES, MULTIPLY_BYTES: int8_linear.SHARED_BYTES}
+"""Calls that hand something on to the next in memory that all threads see: where they say how much."""
 
-(CALLS, KINDS_AT, COUNTERS, NUM_CALLS) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 4, 8)
-_pack = packer("4q")
+(CALLS, KINDS_AT, COUNTERS, NUM_CALLS, SHARED) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 5, 8)
+_pack = packer("5q")
 
 
 @kernel
@@ -45,14 +50,24 @@ def play(p: int) -> None:
     """Call after call."""
     memory = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
     calls, kinds, counters = load_i64(p + CALLS), load_i64(p + KINDS_AT), load_i64(p + COUNTERS)
+    shared = load_i64(p + SHARED)
     for i in range(load_i64(p + NUM_CALLS)):
         call, counter = calls + i * CALL_BYTES, counters + i * COUNTER_BYTES
-        if load_i64(kinds + 8 * i) == MULTIPLY:
+        kind = load_i64(kinds + 8 * i)
+        if kind == MULTIPLY:
             done = multiply_tasks(call, counter, memory)
+        elif kind == MULTIPLY_BYTES:
+            done = multiply_bytes_tasks(call, counter, memory, shared)
+        elif kind == QUANTIZE:
+            done = quantize_tasks(call, counter, shared)
         else:
             done = norm_tasks(call, counter, memory)
         fetch_add(counter + COUNTER_BYTES // 2, done)
         wait_for(counter + COUNTER_BYTES // 2, load_i64(call + NUM_TASKS))
+
+
+def _word(words: bytes, offset: int) -> int:
+    return int.from_bytes(words[offset : offset + 8], "little")
 
 
 class Program:
@@ -71,8 +86,10 @@ class Program:
         start = ctypes.addressof(self._room)
         self._counters, self._counters_size = start + -start % COUNTER_BYTES, size
         self._addresses = ctypes.addressof(self._calls), ctypes.addressof(self._kinds), self._counters
-        strides = [int.from_bytes(words[SCRATCH_STRIDE : SCRATCH_STRIDE + 8], "little") for _, words in calls]
-        self._stride = max(strides, default=0)
+        self._stride = max((_word(words, SCRATCH_STRIDE) for _, words in calls), default=0)
+        self._shared = max(
+            (_word(words, SHARED_BYTES[kind]) for kind, words in calls if kind in SHARED_BYTES), default=0
+        )
 
     def run(self) -> None:
         """Do it all."""
@@ -81,16 +98,17 @@ class Program:
         threads = num_threads()
         ctypes.memset(self._counters, 0, self._counters_size)
         arguments = ARGUMENTS.here
+        memory = arguments.scratch(threads * self._stride + self._shared)
         _pack(
-            arguments.words, 0, 0, 0, 0, arguments.scratch(threads * self._stride), self._stride, *self._addresses,
-            self._number,
+            arguments.words, 0, 0, 0, 0, memory, self._stride, *self._addresses, self._number,
+            memory + threads * self._stride,
         )  # fmt: skip
         run(play, threads, arguments)
 
 
 @contextmanager
 def recording() -> Iterator[Program]:
-    """Within it, products with :class:`PanelLinear` and norms, given ``out``, are not computed but recorded, on the
+    """Within it, products with panels and norms, given ``out``, are not computed but recorded, on the
     calling thread.
 
     Raises:
