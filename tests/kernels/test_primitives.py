@@ -20,7 +20,7 @@ from kernel_case import INTERPRETED
 from numba import types
 
 from octavo.kernels import noise
-from octavo.kernels.cpu import draws, panels, tiles  # noqa: F401  (they add to the table of primitives)
+from octavo.kernels.cpu import draws, int8_panels, panels, tiles  # noqa: F401  (they add to the table of primitives)
 from octavo.kernels.cpu.emitter import BF16, F16, F32, INT8
 from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.cpu.primitives import GELU, PRIMITIVES, SILU
@@ -125,6 +125,7 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
             add("widen", dtype, At(0), At(300), count)
             add("narrow", dtype, At(0), At(300), count)
             add("add_round", dtype, At(0), At(300), At(600), count)
+            add("quantize_row", dtype, At(0), At(600), At(900), count, count + 5)
             for kind in (SILU, GELU):
                 add("gate", dtype, kind, At(0), At(300), At(600), count)
         if count:
@@ -152,13 +153,15 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
 
 
 CASES = cases()
+EXACT = {"_narrow", "_add_round", "_copy_bytes", "_words", "_store_i64", "_fetch_add", "_store_i32", "_quantize_row"}
+"""Not a bit may differ."""
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_both_forms_agree(case: str) -> None:
     name, arguments = CASES[case]
     memory = noise_memory()
-    if name in ("_dots", "_weighted_sum", "_widen", "_gate", "_add_round") and arguments[0] != F32:
+    if name in ("_dots", "_weighted_sum", "_widen", "_gate", "_add_round", "_quantize_row") and arguments[0] != F32:
         # arbitrary bits would hold infinities: rows of the dtype are made of small numbers
         own = memory.copy()
         if arguments[0] == F16:
@@ -177,7 +180,17 @@ def test_both_forms_agree(case: str) -> None:
     if name == "_pick":
         # what lies behind those picked is unspecified
         left[300 + int(result) : 400] = compiled_left[300 + int(result) : 400] = 0
-    if name in ("_narrow", "_add_round", "_copy_bytes", "_words", "_store_i64", "_fetch_add", "_store_i32"):
+    exact = (
+        "_narrow",
+        "_add_round",
+        "_copy_bytes",
+        "_words",
+        "_store_i64",
+        "_fetch_add",
+        "_store_i32",
+        "_quantize_row",
+    )
+    if name in exact:
         assert (left.view(np.uint32) == compiled_left.view(np.uint32)).all()
         return
     if name == "_gate" and arguments[0] != F32:
@@ -215,6 +228,41 @@ def test_both_forms_of_the_panel_product_agree(rows: int, ahead: int, more: int)
     assert (left[rows * panels.PANEL :] == memory[rows * panels.PANEL :]).all()
     assert not np.array_equal(left, memory)
     np.testing.assert_allclose(compiled_left, left, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("rows", [1, 5, 16, 17, 32])
+def test_both_forms_of_the_product_of_bytes_agree(rows: int, ahead: int, more: int) -> None:
+    memory = noise_memory()
+    steps = 3
+    tiles_ = memory[12000:].view(np.int8)[: steps * int8_panels.BYTE_DEPTH * panels.PANEL]
+    sums = tiles_.reshape(steps, 2, -1, 16, int8_panels.QUAD).sum((0, 2, 4), dtype=np.int32)
+    memory[7000:7032].view(np.int32)[:] = -128 * sums.ravel()
+    memory[: rows * panels.PANEL].view(np.int32)[:] = np.arange(rows * panels.PANEL)
+    arguments = [At(9000), 4 * 60, rows, At(12000), steps, At(0), more, At(7000), ahead]
+    run_both("_configure", memory, [rows])  # of this thread, for what follows
+    _, left, _, compiled_left = run_both("_byte_product", memory, arguments)
+    run_both("_configure", memory, [0])
+    assert not np.array_equal(left, memory)
+    np.testing.assert_array_equal(compiled_left.view(np.int32), left.view(np.int32))
+
+
+@pytest.mark.parametrize("bias", [0, At(3000)])
+@pytest.mark.parametrize("kind", [SILU, GELU, panels.PLAIN])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_both_forms_of_writing_a_panel_of_bytes_agree(dtype: int, kind: int, bias: Any) -> None:
+    memory = noise_memory()
+    memory[: 7 * panels.PANEL].view(np.int32)[:] = (100 * memory[: 7 * panels.PANEL]).astype(np.int32)
+    arguments = [dtype, kind, At(0), 7, At(1000), At(2000), bias, At(4000), 4 * 40]
+    _, left, _, compiled_left = run_both("_write_byte_panel", memory, arguments)
+    if dtype == F32:
+        np.testing.assert_allclose(compiled_left[4000:4280], left[4000:4280], rtol=2e-5, atol=1e-5)
+    else:
+        a, b = (x[4000:4280].view(np.uint16).astype(np.int64) for x in (left, compiled_left))
+        assert np.abs(a - b).max() <= (0 if kind == panels.PLAIN else 1)
+    assert (left[4280:] == memory[4280:]).all()
+    assert (compiled_left[4280:] == memory[4280:]).all()
 
 
 @pytest.mark.parametrize("bias", [0, At(3000)])
@@ -288,5 +336,5 @@ def test_the_forms_for_a_cpu_without_avx512_agree_too() -> None:
 
 def test_every_primitive_has_a_case() -> None:
     tested = {name for name, _ in CASES.values()} | {"_tile_softmax", "_perturbed_best"}
-    tested |= {"_configure", "_panel_product", "_write_panel"}
+    tested |= {"_configure", "_panel_product", "_write_panel", "_byte_product", "_write_byte_panel"}
     assert set(PRIMITIVES) == tested

@@ -9,7 +9,17 @@ import pytest
 import torch
 from kernel_case import INTERPRETED
 
-from octavo.kernels.cpu import PanelLinear, add_rms_norm, program, recording, rms_norm, silu_and_mul
+from octavo.kernels.cpu import (
+    Int8PanelLinear,
+    PanelLinear,
+    add_rms_norm,
+    int8_linear,
+    program,
+    recording,
+    rms_norm,
+    silu_and_mul,
+)
+from octavo.kernels.quantized import QuantizedWeight
 
 ROWS = 3 if INTERPRETED else 37
 HIDDEN, INNER = 64, 96
@@ -30,18 +40,26 @@ class Chain:
         self.gate_up = PanelLinear(random(2 * INNER, HIDDEN), random(2 * INNER), "silu_and_mul")
         self.down = PanelLinear(random(HIDDEN, INNER))
 
+        values = torch.randint(-127, 128, (HIDDEN, INNER), generator=generator, dtype=torch.int8)
+        self.bytes = Int8PanelLinear(QuantizedWeight(values, torch.full((HIDDEN, 1), 1e-3), None, 8))
+        self.summed = torch.zeros(ROWS, HIDDEN).bfloat16()
+
     def calls(self) -> None:
         rms_norm(self.x, self.weight, 1e-5, self.normed)
         self.gate_up(self.normed, self.activated)
         self.down(self.activated, self.mixed)
+        self.bytes(self.activated, self.summed)
         add_rms_norm(self.mixed, self.residual, self.weight, 1e-5, self.normed)
 
     def outcome(self) -> list[torch.Tensor]:
-        return [self.normed.clone(), self.mixed.clone(), self.activated.clone(), self.residual.clone()]
+        parts = (self.normed, self.mixed, self.activated, self.residual, self.summed)
+        return [part.clone() for part in parts]
 
 
+@pytest.mark.parametrize("items", [0, 2**20], ids=["rows shared", "rows made by each"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_program_does_what_its_calls_do(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_does_what_its_calls_do(threads: int, items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_linear, "HERE_ITEMS", items)
     plain, recorded = Chain(1), Chain(1)
     monkeypatch.setattr(program, "num_threads", lambda: threads)
     with recording() as made:

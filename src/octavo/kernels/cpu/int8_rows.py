@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -27,7 +28,7 @@ _MAGNITUDE = 0x7FFFFFFF
 
 def whole_numbers(address: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
     """``count`` signed bytes at ``address``."""
-    memory = (ctypes.c_char * count).from_address(address) if count else bytearray()
+    memory: Any = (ctypes.c_char * count).from_address(address) if count else bytearray()
     return np.frombuffer(memory, np.int8)
 
 
