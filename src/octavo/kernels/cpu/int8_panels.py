@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from octavo.kernels.cpu.emitter import F32, I32, WIDTH, Emitter, Value, Variable
-from octavo.kernels.cpu.int8_rows import whole_numbers
+from octavo.kernels.cpu.emitter import F32, I32, INT8, WIDTH, Emitter, Value, Variable
 from octavo.kernels.cpu.jit import DISABLED, has_int8_matrix_unit, host_features
 from octavo.kernels.cpu.panels import LINE, PANEL, PLAIN, TILE_BYTES, by_tiles, put_columns, store_columns
-from octavo.kernels.cpu.primitives import GELU, SILU, floats, primitive
+from octavo.kernels.cpu.primitives import GELU, SILU, floats, primitive, row
 
 BYTE_DEPTH = 64
 """Inputs of a tile."""
@@ -43,8 +42,8 @@ _BLOCK_ROWS = {"512": 8, "256": 2, "": 2}[DOT]
 def _byte_product(
     x: int, stride: int, rows: int, panel: int, steps: int, sums: int, more: int, shifts: int, ahead: int
 ) -> None:
-    left = np.stack([whole_numbers(x + i * stride, steps * BYTE_DEPTH) for i in range(rows)])
-    tiles = whole_numbers(panel, steps * BYTE_DEPTH * PANEL).reshape(steps, 2, BYTE_DEPTH // QUAD, WIDTH, QUAD)
+    left = np.stack([row(INT8, x + i * stride, steps * BYTE_DEPTH) for i in range(rows)])
+    tiles = row(INT8, panel, steps * BYTE_DEPTH * PANEL).reshape(steps, 2, BYTE_DEPTH // QUAD, WIDTH, QUAD)
     right = tiles.transpose(0, 2, 4, 1, 3).reshape(steps * BYTE_DEPTH, PANEL)
     total = floats(sums, rows * PANEL).view(np.int32)
     # exact in double precision

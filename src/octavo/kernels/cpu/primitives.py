@@ -321,8 +321,8 @@ def narrow(e: Emitter, dtype: Value, source: Value, target: Value, count: Value)
             lanes.store(kind, target, i, lanes.load(F32, source, i))
 
 
-def _quantize_row(source: int, target: int, count: int) -> np.float32:
-    x = floats(source, count)
+def _quantize_row(dtype: int, source: int, target: int, count: int) -> np.float32:
+    x = get(dtype, source, count)
     peak = np.abs(x).max()
     if peak < LOWEST_PEAK:
         row(INT8, target, count)[:] = 0
@@ -332,31 +332,34 @@ def _quantize_row(source: int, target: int, count: int) -> np.float32:
     return np.float32(peak / np.float32(127))
 
 
-@primitive("fiii", _quantize_row)
-def quantize_row(e: Emitter, source: Value, target: Value, count: Value) -> Value:
-    """A row of f32 becomes int8, its largest magnitude 127, rounded to nearest even; returns the scale, by which the
-    int8 are the row again. It is not finite where the row is not; what is stored then is unspecified."""
+@primitive("fiiii", _quantize_row)
+def quantize_row(e: Emitter, dtype: Value, source: Value, target: Value, count: Value) -> Value:
+    """A row of ``dtype`` becomes int8, its largest magnitude 127, rounded to nearest even; returns the scale, by which
+    the int8 are the row again. It is not finite where the row is not; what is stored then is unspecified."""
     b = e.b
-    # magnitudes are compared by their bits: these have the same order, and NaN is above all
-    peaks = tuple(e.variable(lanes.integer(0)) for lanes in (e.vector, e.scalar))
-    for lanes, i in e.elementwise(count):
-        bits = b.and_(b.bitcast(lanes.load(F32, source, i), lanes.int32), lanes.integer(0x7FFFFFFF))
-        peak = peaks[lanes is e.scalar]
-        peak.set(b.select(b.icmp_signed(">", bits, peak.get()), bits, peak.get()))
+    zero, whole = e.scalar.const(0.0), e.scalar.const(127.0)
+    scale = e.variable(zero)
 
     def larger(x: Value, y: Value) -> Value:
         return b.select(b.icmp_signed(">", x, y), x, y)
 
-    peak = b.bitcast(larger(e.halves(peaks[0].get(), larger), peaks[1].get()), FLOAT)
-    is_zero = b.fcmp_ordered("<", peak, e.scalar.const(LOWEST_PEAK))
-    whole = e.scalar.const(127.0)
-    factor = b.select(is_zero, e.scalar.const(0.0), b.fdiv(whole, peak))
-    for lanes, i in e.elementwise(count):
-        # adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits
-        shifted = b.fadd(b.fmul(lanes.load(F32, source, i), lanes.splat(factor)), lanes.const(12582912.0))
-        place = lanes.pointer(b.add(target, i), I8)
-        b.store(b.trunc(b.bitcast(shifted, lanes.int32), lanes.of(I8)), place, align=1)
-    return b.select(is_zero, e.scalar.const(0.0), b.fdiv(peak, whole))
+    for kind in e.per_dtype(dtype):
+        # magnitudes are compared by their bits: these have the same order, and NaN is above all
+        peaks = tuple(e.variable(lanes.integer(0)) for lanes in (e.vector, e.scalar))
+        for lanes, i in e.elementwise(count):
+            bits = b.and_(b.bitcast(lanes.load(kind, source, i), lanes.int32), lanes.integer(0x7FFFFFFF))
+            held = peaks[lanes is e.scalar]
+            held.set(larger(bits, held.get()))
+        peak = b.bitcast(larger(e.halves(peaks[0].get(), larger), peaks[1].get()), FLOAT)
+        is_zero = b.fcmp_ordered("<", peak, e.scalar.const(LOWEST_PEAK))
+        factor = b.select(is_zero, zero, b.fdiv(whole, peak))
+        for lanes, i in e.elementwise(count):
+            # adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits
+            shifted = b.fadd(b.fmul(lanes.load(kind, source, i), lanes.splat(factor)), lanes.const(12582912.0))
+            place = lanes.pointer(b.add(target, i), I8)
+            b.store(b.trunc(b.bitcast(shifted, lanes.int32), lanes.of(I8)), place, align=1)
+        scale.set(b.select(is_zero, zero, b.fdiv(peak, whole)))
+    return scale.get()
 
 
 def _fill(target: int, value: float, count: int) -> None:

@@ -29,7 +29,7 @@ from octavo.kernels.cpu.attention.words import (
     VALUES,
     WINDOW,
 )
-from octavo.kernels.cpu.emitter import INT8, ITEM_SIZE
+from octavo.kernels.cpu.emitter import F32, INT8, ITEM_SIZE
 from octavo.kernels.cpu.jit import device
 from octavo.kernels.cpu.primitives import (
     as_f32,
@@ -83,9 +83,9 @@ def write(p: int, row: int, head: int, spare: int) -> None:
     prepare(p, key, spare, load_i64(p + K_NORM), row, spare + 4 * dim)
     value = load_i64(p + VALUES) + row * load_i64(p + VALUE_STRIDE) + head * dim * item
     if kv_dtype == INT8:
-        store_f32(scale_at, quantize_row(spare, target, dim))
+        store_f32(scale_at, quantize_row(F32, spare, target, dim))
         widen(dtype, value, spare, dim)
-        store_f32(scale_at + offset, quantize_row(spare, target + offset, dim))
+        store_f32(scale_at + offset, quantize_row(F32, spare, target + offset, dim))
         return
     narrow(kv_dtype, spare, target, dim)
     if dtype == kv_dtype:
