@@ -20,7 +20,7 @@ from kernel_case import INTERPRETED
 from numba import types
 
 from octavo.kernels import noise
-from octavo.kernels.cpu import draws, int8_panels, panels, tiles  # noqa: F401  (they add to the table of primitives)
+from octavo.kernels.cpu import draws, grouped_panels, int8_panels, panels, tiles  # noqa: F401  (they add to the table of primitives)
 from octavo.kernels.cpu.emitter import BF16, F16, F32, INT8
 from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.cpu.primitives import GELU, PRIMITIVES, SILU
@@ -148,6 +148,11 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
         for alpha in (0, At(30000)):
             add("product", At(0), 50, 1, 16, 37, At(2000), At(9000), 64, vectors, alpha)
             add("product", At(0), 1, 50, 16, 37, At(2000), At(9000), 64, vectors, alpha)
+    for groups, size in ((1, 32), (3, 96)):
+        add("sum_groups", At(1), groups, size, 8, At(9000))
+    for mins in (0, At(2000)):
+        for dtype in (F32, F16):
+            add("start_sums", mins, dtype, 3, At(0), 4 * 70, 5, 8, At(9000))
     add("words", -3, 2**33 + 9, 12, At(100))
     return made
 
@@ -273,6 +278,47 @@ def test_both_forms_of_writing_a_panel_agree(kind: int, bias: Any) -> None:
     assert (compiled_left[4000:4280].reshape(7, 40)[:, width // 2 :] == between).all()
 
 
+@pytest.mark.parametrize("size", [32, 64, 96])
+@pytest.mark.parametrize("scale", [F32, F16])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, 5, 9, 17, 32])
+def test_both_forms_of_the_product_in_groups_agree(rows: int, bits: int, scale: int, size: int) -> None:
+    memory = noise_memory()
+    groups, item = 3, 4 if scale == F32 else 2
+    group_floats = (panels.PANEL * size * bits // 8 + panels.PANEL * item) // 4
+    for group in range(groups):
+        scales = memory[20000 + (group + 1) * group_floats - panels.PANEL * item // 4 :][: panels.PANEL * item // 4]
+        scales.view(np.float16 if scale == F16 else np.float32)[:] = memory[: panels.PANEL]
+    for i in range(rows):
+        _, memory, _, _ = run_both("_sum_groups", memory, [At(9000 + 80 * i), groups, size, 1 << bits - 1, At(i * 10)])
+    arguments = [At(9000), 4 * 80, rows, At(0), 4 * 10, At(20000), bits, scale, groups, size, At(7000), At(30000), 1]
+    run_both("_configure_groups", memory, [rows, size])  # of this thread, for what follows
+    _, left, _, compiled_left = run_both("_grouped_product", memory, arguments)
+    run_both("_configure", memory, [0])
+    assert not np.array_equal(left, memory)
+    sums, compiled_sums = (x[7000:][: rows * panels.PANEL] for x in (left, compiled_left))
+    np.testing.assert_allclose(compiled_sums, sums, rtol=1e-6, atol=1e-6 * np.abs(sums).max())
+    # sums of rows that there are not, and what lies in the room, are nobody's
+    for kept in (slice(0, 7000), slice(7000 + 32 * panels.PANEL, 30000)):
+        assert np.array_equal(compiled_left[kept].view(np.int32), memory[kept].view(np.int32))
+
+
+@pytest.mark.parametrize("bias", [0, At(3000)])
+@pytest.mark.parametrize("kind", [SILU, GELU, panels.PLAIN])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_both_forms_of_writing_a_panel_of_groups_agree(dtype: int, kind: int, bias: Any) -> None:
+    memory = noise_memory()
+    arguments = [dtype, kind, At(0), 7, At(1000), bias, At(4000), 4 * 40]
+    _, left, _, compiled_left = run_both("_write_group_panel", memory, arguments)
+    if dtype == F32:
+        np.testing.assert_allclose(compiled_left[4000:4280], left[4000:4280], rtol=2e-5, atol=1e-5)
+    else:
+        a, b = ((x[4000:4280].view(np.uint16).astype(np.uint32) << 16).view(np.float32) for x in (left, compiled_left))
+        np.testing.assert_allclose(b, a, rtol=0 if kind == panels.PLAIN else 2**-7, atol=1e-30)
+    assert (left[4280:] == memory[4280:]).all()
+    assert (compiled_left[4280:] == memory[4280:]).all()
+
+
 @pytest.mark.parametrize("floor", [-math.inf, -1.0, 0.0])
 @pytest.mark.parametrize("groups", [1, 9])
 def test_both_forms_of_the_draw_agree(floor: float, groups: int) -> None:
@@ -328,4 +374,5 @@ def test_the_forms_for_a_cpu_without_avx512_agree_too() -> None:
 def test_every_primitive_has_a_case() -> None:
     tested = {name for name, _ in CASES.values()} | {"_tile_softmax", "_perturbed_best"}
     tested |= {"_configure", "_panel_product", "_write_panel", "_byte_product", "_write_byte_panel"}
+    tested |= {"_configure_groups", "_grouped_product", "_write_group_panel"}
     assert set(PRIMITIVES) == tested

@@ -10,9 +10,11 @@ import torch
 from kernel_case import INTERPRETED
 
 from octavo.kernels.cpu import (
+    GroupedPanelLinear,
     Int8PanelLinear,
     PanelLinear,
     add_rms_norm,
+    grouped_linear,
     int8_linear,
     program,
     recording,
@@ -42,6 +44,8 @@ class Chain:
 
         values = torch.randint(-127, 128, (HIDDEN, INNER), generator=generator, dtype=torch.int8)
         self.bytes = Int8PanelLinear(QuantizedWeight(values, torch.full((HIDDEN, 1), 1e-3), None, 8))
+        nibbles = torch.randint(0, 256, (INNER, HIDDEN // 2), generator=generator, dtype=torch.uint8)
+        self.groups = GroupedPanelLinear(QuantizedWeight(nibbles, torch.full((INNER, 2), 1e-2), None, 4))
         self.summed = torch.zeros(ROWS, HIDDEN).bfloat16()
 
     def calls(self) -> None:
@@ -49,6 +53,7 @@ class Chain:
         self.gate_up(self.normed, self.activated)
         self.down(self.activated, self.mixed)
         self.bytes(self.activated, self.summed)
+        self.groups(self.summed, self.activated)
         add_rms_norm(self.mixed, self.residual, self.weight, 1e-5, self.normed)
 
     def outcome(self) -> list[torch.Tensor]:
@@ -60,6 +65,7 @@ class Chain:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_program_does_what_its_calls_do(threads: int, items: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8_linear, "HERE_ITEMS", items)
+    monkeypatch.setattr(grouped_linear, "HERE_ITEMS", items)
     plain, recorded = Chain(1), Chain(1)
     monkeypatch.setattr(program, "num_threads", lambda: threads)
     with recording() as made:

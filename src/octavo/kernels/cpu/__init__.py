@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from octavo.kernels.cpu.attention import fused_attention, paged_attention, write_kv
+from octavo.kernels.cpu.grouped_linear import GroupedPanelLinear
 from octavo.kernels.cpu.int8_linear import Int8PanelLinear
 from octavo.kernels.cpu.jit import warm_up
 from octavo.kernels.cpu.launch import set_num_threads
@@ -12,6 +13,7 @@ from octavo.kernels.cpu.rows import add_rms_norm, copy_blocks, gelu_and_mul, rms
 from octavo.kernels.cpu.sampling import log_softmax_gather, sample, top_logprobs
 
 __all__ = [
+    "GroupedPanelLinear",
     "Int8PanelLinear",
     "PanelLinear",
     "Program",

@@ -67,7 +67,7 @@ _pack = packer("25q")
 
 
 @device
-def _product(p: int, x: int, rows: int, panel: int, step: int, some: int, sums: int, ahead: int) -> None:
+def _product(p: int, memory: int, x: int, rows: int, panel: int, step: int, some: int, sums: int, ahead: int) -> None:
     weight = load_i64(p + WEIGHT) + (panel * load_i64(p + STEPS) + step) * STEP_BYTES
     shifts = load_i64(p + SHIFTS) + panel * 4 * PANEL
     byte_product(x, load_i64(p + X_STRIDE), rows, weight, some, sums, step, shifts, ahead)
@@ -142,14 +142,14 @@ class Int8PanelLinear:
         halves = 1 if activation is None else 2
         if columns % halves:
             raise ValueError(f"{columns} columns have no two halves")
-        rows = F.pad(_by_panels(weight.values, halves), (0, -inputs % BYTE_DEPTH))
+        rows = F.pad(by_panels(weight.values, halves), (0, -inputs % BYTE_DEPTH))
         self.width, self.outputs = inputs, columns // halves
         self._panels, self._steps = rows.shape[0] // PANEL, rows.shape[1] // BYTE_DEPTH
         # four neighbouring inputs move as one
         tiles = rows.view(torch.int32).view(self._panels, 2, PANEL // 2, self._steps, BYTE_DEPTH // QUAD)
         self.packed = tiles.permute(0, 3, 1, 4, 2).contiguous()
-        self.scales = _by_panels(weight.scales[:, 0], halves)
-        self.bias = None if bias is None else _by_panels(bias.float(), halves)
+        self.scales = by_panels(weight.scales[:, 0], halves)
+        self.bias = None if bias is None else by_panels(bias.float(), halves)
         self._shifts = rows.sum(1, dtype=torch.int32).mul_(-128) if SHIFTED else None
         self._kind = PLAIN if activation is None else ACTIVATIONS[activation]
         self._panel = PANEL // halves
@@ -221,7 +221,7 @@ class Int8PanelLinear:
         return out
 
 
-def _by_panels(rows: torch.Tensor, halves: int) -> torch.Tensor:
+def by_panels(rows: torch.Tensor, halves: int) -> torch.Tensor:
     """Rows of a weight, or one number for each, in the order of panels, filled up with zeros: a panel has as many from
     each half."""
     split = rows.unflatten(0, (halves, -1))

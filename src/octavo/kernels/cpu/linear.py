@@ -52,10 +52,18 @@ ACTIVATIONS = {"silu_and_mul": SILU, "gelu_and_mul": GELU}
 _pack = packer("15q")
 
 
-def panel_tasks(product: Callable[..., Any], write: Callable[..., Any]) -> Callable[..., Any]:
+@device
+def _shape(p: int, rows: int) -> None:
+    configure(rows)
+
+
+def panel_tasks(
+    product: Callable[..., Any], write: Callable[..., Any], shape: Callable[..., Any] = _shape
+) -> Callable[..., Any]:
     """The loops around the product of one panel, ``product``, and the writing of one, ``write``; both look into the
     argument words, of which those above are the same for all kinds of weights. Neighbouring inputs of a row of x that
-    a tile takes are :data:`LINE` bytes of it, whatever their kind."""
+    a tile takes are :data:`LINE` bytes of it, whatever their kind. ``shape`` gets the matrix unit ready for so many
+    rows."""
 
     @device
     def tasks(p: int, counter: int, memory: int, sums: int, x: int) -> int:
@@ -76,13 +84,13 @@ def panel_tasks(product: Callable[..., Any], write: Callable[..., Any]) -> Calla
             while start < stop:
                 rows = min(ROWS, stop - start)
                 if rows != configured:
-                    configure(rows)
+                    shape(p, rows)
                     configured = rows
                 for step in range(0, steps, block):
                     inputs = x + start * x_stride + step * LINE
                     for panel in range(first, last):
                         place = sums + (panel - first) * SUMS_BYTES
-                        product(p, inputs, rows, panel, step, min(block, steps - step), place, ahead)
+                        product(p, memory, inputs, rows, panel, step, min(block, steps - step), place, ahead)
                 for panel in range(first, last):
                     write(p, memory, sums + (panel - first) * SUMS_BYTES, x, start, rows, panel)
                 start += rows
@@ -96,7 +104,7 @@ def panel_tasks(product: Callable[..., Any], write: Callable[..., Any]) -> Calla
 
 
 @device
-def _product(p: int, x: int, rows: int, panel: int, step: int, some: int, sums: int, ahead: int) -> None:
+def _product(p: int, memory: int, x: int, rows: int, panel: int, step: int, some: int, sums: int, ahead: int) -> None:
     weight = load_i64(p + WEIGHT) + (panel * load_i64(p + STEPS) + step) * STEP_BYTES
     panel_product(x, load_i64(p + X_STRIDE), rows, weight, some, sums, step, ahead)
 

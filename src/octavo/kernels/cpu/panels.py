@@ -45,31 +45,36 @@ def configure(e: Emitter, rows: Value) -> None:
     """Get the calling thread's matrix unit ready for products of ``rows`` rows, 1 to 32; 0 turns it off again."""
     if not MATRIX_UNIT:
         return
-    b = e.b
-    off = b.icmp_signed("==", rows, e.const(0))
+    off = e.b.icmp_signed("==", rows, e.const(0))
     with e.when(off):
         e.intrinsic("llvm.x86.tilerelease", ir.VoidType())
-    with e.when(b.not_(off)):
-        shape = ir.ArrayType(I8, LINE)
-        with b.goto_entry_block():
-            memory = b.alloca(shape)
-        memory.align = LINE
-        upper = b.select(b.icmp_signed("<", rows, e.const(16)), rows, e.const(16))
-        lower = b.sub(rows, upper)
-        # a tile of no rows would be no shape; it is not used then
-        lower = b.select(b.icmp_signed("==", lower, e.const(0)), e.const(16), lower)
-        fields = [ir.Constant(I8, 0)] * LINE
-        fields[0] = ir.Constant(I8, 1)
-        for tile in range(8):
-            fields[16 + 2 * tile] = ir.Constant(I8, LINE)
-        for half, count in enumerate((upper, lower)):
-            for tile in (*_SUMS[half], _INPUTS[half]):
-                fields[48 + tile] = b.trunc(count, I8)
-        for tile in _WEIGHTS:
-            fields[48 + tile] = ir.Constant(I8, 16)
-        for place, field in enumerate(fields):
-            b.store(field, b.gep(memory, [ir.Constant(I32, 0), ir.Constant(I32, place)]))
-        e.intrinsic("llvm.x86.ldtilecfg", ir.VoidType(), b.bitcast(memory, I8.as_pointer()))
+    with e.when(e.b.not_(off)):
+        shape_tiles(e, rows, LINE)
+
+
+def shape_tiles(e: Emitter, rows: Value, line: int) -> None:
+    """Shapes for products of ``rows`` rows, whose tiles of inputs have ``line`` bytes to a row."""
+    b = e.b
+    shape = ir.ArrayType(I8, LINE)
+    with b.goto_entry_block():
+        memory = b.alloca(shape)
+    memory.align = LINE
+    upper = b.select(b.icmp_signed("<", rows, e.const(16)), rows, e.const(16))
+    lower = b.sub(rows, upper)
+    # a tile of no rows would be no shape; it is not used then
+    lower = b.select(b.icmp_signed("==", lower, e.const(0)), e.const(16), lower)
+    fields = [ir.Constant(I8, 0)] * LINE
+    fields[0] = ir.Constant(I8, 1)
+    for tile in range(8):
+        fields[16 + 2 * tile] = ir.Constant(I8, line if tile in _INPUTS else LINE)
+    for half, count in enumerate((upper, lower)):
+        for tile in (*_SUMS[half], _INPUTS[half]):
+            fields[48 + tile] = b.trunc(count, I8)
+    for tile in _WEIGHTS:
+        fields[48 + tile] = ir.Constant(I8, line // 4)
+    for place, field in enumerate(fields):
+        b.store(field, b.gep(memory, [ir.Constant(I32, 0), ir.Constant(I32, place)]))
+    e.intrinsic("llvm.x86.ldtilecfg", ir.VoidType(), b.bitcast(memory, I8.as_pointer()))
 
 
 # ---------------------------------------------------------------- products

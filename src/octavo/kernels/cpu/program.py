@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from octavo.kernels.cpu import int8_linear, int8_rows
+from octavo.kernels.cpu.grouped_linear import multiply_groups, multiply_groups_tasks
 from octavo.kernels.cpu.int8_linear import multiply_bytes, multiply_bytes_tasks
 from octavo.kernels.cpu.int8_rows import quantize_rows, quantize_tasks
 from octavo.kernels.cpu.jit import kernel
@@ -36,9 +37,19 @@ CALL_BYTES = 8 * MAX_WORDS
 COUNTER_BYTES = 128
 """A call's counters lie on cache lines of their own: tasks taken, and behind it tasks done."""
 
-MULTIPLY, NORM, QUANTIZE, MULTIPLY_BYTES = range(4)
-KINDS = {multiply: MULTIPLY, norm_rows: NORM, quantize_rows: QUANTIZE, multiply_bytes: MULTIPLY_BYTES}
-SHARED_BYTES = {QUANTIZE: int8_rows.SHARED_BYTES, MULTIPLY_BYTES: int8_linear.SHARED_BYTES}
+MULTIPLY, NORM, QUANTIZE, MULTIPLY_BYTES, MULTIPLY_GROUPS = range(5)
+KINDS = {
+    multiply: MULTIPLY,
+    norm_rows: NORM,
+    quantize_rows: QUANTIZE,
+    multiply_bytes: MULTIPLY_BYTES,
+    multiply_groups: MULTIPLY_GROUPS,
+}
+SHARED_BYTES = {
+    QUANTIZE: int8_rows.SHARED_BYTES,
+    MULTIPLY_BYTES: int8_linear.SHARED_BYTES,
+    MULTIPLY_GROUPS: int8_linear.SHARED_BYTES,
+}
 """Calls that hand something on to the next in memory that all threads see: where they say how much."""
 
 (CALLS, KINDS_AT, COUNTERS, NUM_CALLS, SHARED) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 5, 8)
@@ -58,6 +69,8 @@ def play(p: int) -> None:
             done = multiply_tasks(call, counter, memory)
         elif kind == MULTIPLY_BYTES:
             done = multiply_bytes_tasks(call, counter, memory, shared)
+        elif kind == MULTIPLY_GROUPS:
+            done = multiply_groups_tasks(call, counter, memory, shared)
         elif kind == QUANTIZE:
             done = quantize_tasks(call, counter, shared)
         else:
