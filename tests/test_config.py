@@ -27,6 +27,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("kv_cache_dtype", "fp8", "kv_cache_dtype='fp8' is unknown: use one of auto, int8"),
     ("device", "cuda:0", "device='cuda:0' is unknown"),
     ("kernels", "magic", "kernels='magic' is unknown"),
+    ("linear_kind", "magic", "linear_kind='magic' is unknown: use one of auto, measure, plain"),
     ("block_size", 0, "block_size=0 is out of range"),
     ("block_size", 16.0, "block_size must be an integer"),
     ("block_size", True, "block_size must be an integer"),

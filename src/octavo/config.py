@@ -22,6 +22,7 @@ VICTIMS = ("rank", "lru", "none")
 BATCHINGS = ("continuous", "static")
 EVICTIONS = ("lru", "fifo", "lfu", "arc", "prefix")
 KERNELS = ("auto", "reference", "cpu")
+LINEAR_KINDS = ("auto", "measure", "plain", "packed", "panels")
 DEVICES = ("auto", "cpu")
 SPECULATIVE = ("ngram",)
 
@@ -88,6 +89,9 @@ class EngineConfig:
         ngram_max: the most that are looked for; the longer match counts.
         row_cost: what each further row adds to a step of one row, as a share of it, for that choice [measured].
         batch_invariant: bit-equal results whoever shares the batch (pads products, splits attention by context only).
+        linear_kind: how products with weights that are not quantised are done: "plain" (PyTorch's), "packed" (oneDNN's
+            packed weights) or "panels" (Octavo's own), for every shape that the kind serves; "auto" takes what was
+            measured to be the fastest for each shape, at an earlier start or at this one; "measure" measures anew.
         num_threads: CPU threads [``OMP_NUM_THREADS``, or one for each core].
         seed: keys the noise of requests that bring no seed of their own.
         retained_requests: requests that have ended whose tokens are kept, so that they can be forked; 0 keeps none.
@@ -127,6 +131,7 @@ class EngineConfig:
     ngram_max: int = 4
     row_cost: float | None = None
     batch_invariant: bool = False
+    linear_kind: str = "auto"
     num_threads: int | None = None
     seed: int = 0
     retained_requests: int = 256
@@ -160,6 +165,7 @@ class EngineConfig:
         _choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _choice("device", self.device, DEVICES)
         _choice("kernels", self.kernels, KERNELS)
+        _choice("linear_kind", self.linear_kind, LINEAR_KINDS)
         _choice("policy", self.policy, POLICIES)
         _choice("preemption", self.preemption, PREEMPTIONS)
         _choice("victims", self.victims, VICTIMS)

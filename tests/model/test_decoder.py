@@ -322,7 +322,7 @@ def test_the_same_decoder_serves_batches_of_every_size(checkpoint: Callable[...,
 def test_recorded_programs_give_what_single_calls_give(
     checkpoint: Callable[..., Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.model.linear._seconds", lambda linear, x: 1.0)  # the backend's own kind is taken
+    monkeypatch.setattr("octavo.model.choosing._seconds", lambda linear, x: 1.0)  # the backend's own kind is taken
     monkeypatch.setattr(kernels.load("cpu").PanelLinear, "available", staticmethod(lambda: True))
     shape = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     folder = checkpoint(family, dtype="bfloat16", intermediate_size=96, **shape)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo import kernels
-from octavo.errors import EngineError
+from octavo.errors import ConfigError, EngineError
+from octavo.model import choosing
 from octavo.model import linear as module
 from octavo.model.linear import (
     TILE,
@@ -141,7 +142,7 @@ def test_the_faster_kind_is_chosen_once_for_each_shape(monkeypatch: pytest.Monke
     class Other(PlainLinear):
         kind = "other"
 
-    monkeypatch.setattr(module, "_seconds", seconds)
+    monkeypatch.setattr(choosing, "_seconds", seconds)
     factory = LinearFactory(torch.float32, CPU, REFERENCE)
     factory._kinds = [PlainLinear, Other]
     for _ in range(3):
@@ -151,6 +152,19 @@ def test_the_faster_kind_is_chosen_once_for_each_shape(monkeypatch: pytest.Monke
     assert len(factory.notes) == 2
     assert "linear 32x64: other" in factory.notes[0]
     assert "500000" in factory.notes[0]
+
+
+def test_a_kind_may_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "_seconds", lambda linear, x: pytest.fail("nothing is to be measured"))
+    monkeypatch.setattr(module, "packing_available", lambda dtype: True)
+    backend = SimpleNamespace(PanelLinear=Panels, silu_and_mul=REFERENCE.silu_and_mul)
+    weight, bias = weights(64, 32, torch.float32, True)
+    for wanted in ("plain", "packed", "panels"):
+        factory = LinearFactory(torch.float32, CPU, backend, chooser=choosing.KindChooser(wanted))  # type: ignore[arg-type]
+        assert factory.build(weight, bias).kind == wanted
+        assert factory.notes == [f"linear 64x32+bias: {wanted} (as configured)"]
+    with pytest.raises(ConfigError, match=r"linear_kind='panels'.*use auto, measure, plain"):
+        LinearFactory(torch.float32, CPU, REFERENCE, chooser=choosing.KindChooser("panels"))
 
 
 def test_without_packing_there_is_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +208,7 @@ class Panels(PlainLinear):
 
 
 def test_the_backends_own_products_are_offered_for_the_weights_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_seconds", lambda linear, x: 1.0)
+    monkeypatch.setattr(choosing, "_seconds", lambda linear, x: 1.0)
     backend = SimpleNamespace(PanelLinear=Panels, silu_and_mul=REFERENCE.silu_and_mul)
     factory = LinearFactory(torch.float32, CPU, backend)  # type: ignore[arg-type]
     weight, bias = weights(64, 32, torch.float32, True)

@@ -98,6 +98,11 @@ def _tables(report: Any, config: EngineConfig) -> list[Table]:
                 "requests": f"{', '.join(capacity)} fit at once; max_num_seqs is {config.max_num_seqs}",
             },
         ),
+        _table(
+            "Matrix products measured here",
+            dict(report.linears)
+            or {"none yet": "the first start with a model measures what is fastest for its shapes"},
+        ),
     ]
 
 

@@ -12,10 +12,12 @@ import torch
 from octavo.config import EngineConfig
 from octavo.executor.backend import Backend, choose_backend
 from octavo.executor.kv_memory import describe_kv, kv_layout
-from octavo.executor.machine import Machine
+from octavo.executor.machine import Machine, default_threads
 from octavo.executor.memory_plan import MemoryPlan, plan_memory
 from octavo.hub import eos_token_ids, resolve_model
+from octavo.kernels import BACKENDS
 from octavo.model import ModelConfig, read_model_config, weights_bytes
+from octavo.model.choices import LinearChoices
 from octavo.model.dtypes import resolve_dtype
 from octavo.model.formats import Weights, open_weights
 
@@ -38,6 +40,7 @@ class Report:
     kv_dtype: str  #: what keys and values are stored as
     backend: Backend
     memory: MemoryPlan
+    linears: tuple[tuple[str, str], ...]  #: shapes whose products were measured here before, what was chosen, and why
 
 
 def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
@@ -56,7 +59,8 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
     """
     folder = resolve_model(config.model, config.revision) if folder is None else folder
     model, stored_weights = read_model_config(folder), open_weights(folder)
-    machine = Machine.inspect()
+    machine, backend = Machine.inspect(), choose_backend(config)
+    threads = config.num_threads or default_threads()
     stored = _stored_dtype(model, stored_weights)
     dtype, notes = resolve_dtype(config.dtype, stored, torch.device("cpu"))
     weights = weights_bytes(model, dtype)
@@ -66,14 +70,14 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
         machine=machine,
         python=platform.python_version(),
         versions=tuple((name, found) for name in _PACKAGES if (found := _version(name))),
-        threads=config.num_threads or machine.cores,
+        threads=threads,
         folder=folder,
         model=model,
         eos_token_ids=eos_token_ids(folder),
         dtype=_name(dtype),
         dtype_reason=_reason(config, stored, notes),
         kv_dtype=describe_kv(layout, dtype),
-        backend=choose_backend(config),
+        backend=backend,
         memory=plan_memory(
             available_bytes=machine.available_bytes,
             weights_bytes=weights,
@@ -82,7 +86,13 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
             config=config,
             groups=groups,
         ),
+        linears=_measured(backend, dtype, threads),
     )
+
+
+def _measured(backend: Backend, dtype: torch.dtype, threads: int) -> tuple[tuple[str, str], ...]:
+    choices = LinearChoices.here(BACKENDS[backend.name], dtype, threads).read()
+    return tuple((shape, str(choice)) for shape, choice in choices.items())
 
 
 def _stored_dtype(model: ModelConfig, weights: Weights) -> torch.dtype:

@@ -61,6 +61,7 @@ class TorchExecutor:
             dtype=config.dtype,
             kernels=self._kernels,
             batch_invariant=config.batch_invariant,
+            linear_kind=config.linear_kind,
             progress=progress,
         )
         self._kernels.warm_up(progress)

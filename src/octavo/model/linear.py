@@ -9,8 +9,6 @@ than oneDNN's, and can apply a gate's activation before anything is written.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
@@ -18,7 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional as F
 
-from octavo.errors import EngineError
+from octavo.errors import ConfigError, EngineError
+from octavo.model.choosing import KindChooser
 
 
 class Linear(Protocol):
@@ -43,11 +42,6 @@ TILE = 16
 """Rows that every product has under ``batch_invariant``."""
 
 _CACHE_LINE = 64  # bytes
-_MEASURED_ROWS = (1, 16, 256)
-_MEASURE_SECONDS = 0.02  # for each kind and number of rows
-_MARGIN = 0.9  # of the other's time: a kind must be so much faster to be preferred over one named after it, lest the
-# choice, and with it the last bits of a result, turn on the noise of a busy machine
-_LARGEST_OUTPUT = 2**22  # elements; measuring lm_head at 256 rows would take a second for what is never run
 
 
 def _into(out: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
@@ -161,10 +155,19 @@ class LinearFactory:
         batch_invariant: run every product on :data:`TILE` rows, and prove for each shape that a row's result then
             depends on the row alone.
         kernels: the backend: its ``PanelLinear`` is offered where it has one that this machine is good at.
+        chooser: chooses among what is offered [by measuring, and forgets].
+
+    Raises:
+        ConfigError: the chooser wants a kind that is not offered here.
     """
 
     def __init__(
-        self, dtype: torch.dtype, device: torch.device, kernels: ModuleType, batch_invariant: bool = False
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: ModuleType,
+        batch_invariant: bool = False,
+        chooser: KindChooser | None = None,
     ) -> None:
         self.dtype = dtype
         self.batch_invariant = batch_invariant
@@ -175,6 +178,13 @@ class LinearFactory:
         self._kinds = kinds
         panels = getattr(kernels, "PanelLinear", None)
         self._panels: Any = panels if device.type == "cpu" and panels is not None and panels.available() else None
+        self._chooser = chooser or KindChooser()
+        offered = [kind.kind for kind in (*kinds, self._panels) if kind is not None]
+        if self._chooser.wanted not in ("auto", "measure", *offered):
+            raise ConfigError(
+                f"linear_kind={self._chooser.wanted!r} is not to be had here, with weights in {dtype} on this machine: "
+                f"use auto, measure, {', '.join(offered)}"
+            )
         self._choices: dict[tuple[int, int, bool], Any] = {}
         self._notes: dict[tuple[int, int, bool], str] = {}
 
@@ -208,7 +218,7 @@ class LinearFactory:
         key = (weight.shape[0], weight.shape[1], bias is not None)
         if key not in self._choices:
             kinds = [*self._kinds, self._panels] if self._panels and self._panels.serves(weight) else self._kinds
-            choose = self._prove if self.batch_invariant else self._measure
+            choose = self._prove if self.batch_invariant else self._chooser.choose
             self._choices[key], self._notes[key] = choose(kinds, weight, bias)
         return self._choices[key]
 
@@ -222,7 +232,7 @@ class LinearFactory:
             EngineError: there is none.
         """
         name, width = f"{weight.shape[0]}x{weight.shape[1]}", weight.shape[1]
-        for kind in reversed(kinds):
+        for kind in reversed(self._chooser.candidates(kinds)):
             tiled = self._tiled(kind(weight, bias), width)
             if keeps_rows_apart(tiled.inner, width, self.dtype):
                 return kind, f"linear {name}: {tiled.kind} (rows proved independent)"
@@ -230,27 +240,6 @@ class LinearFactory:
             f"batch_invariant=True cannot be honoured: on this machine a row of a {name} product in "
             f"{self.dtype} depends on the rows beside it; use batch_invariant=False, or dtype='float32'"
         )
-
-    def _measure(self, kinds: list[Any], weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Any, str]:
-        """The last kind, unless an earlier one's times over several batch sizes have a geometric mean that is clearly
-        less."""
-        name = f"linear {weight.shape[0]}x{weight.shape[1]}"
-        if len(kinds) == 1:
-            return kinds[0], f"{name}: {kinds[0].kind} (the only kind here)"
-        rows = [count for count in _MEASURED_ROWS if count == 1 or count * weight.shape[0] <= _LARGEST_OUTPUT]
-        inputs = [torch.randn(count, weight.shape[1]).to(self.dtype) for count in rows]
-        times = {}
-        for kind in kinds:
-            linear = kind(weight, bias)
-            times[kind] = [_seconds(linear, x) for x in inputs]
-        best = kinds[-1]
-        for kind in kinds[:-1]:
-            if math.prod(times[kind]) < math.prod(times[best]) * _MARGIN ** len(rows):
-                best = kind
-        figures = "; ".join(
-            f"{kind.kind} {'/'.join(f'{seconds * 1e6:.0f}' for seconds in times[kind])}" for kind in kinds
-        )
-        return best, f"{name}: {best.kind} (microseconds at {'/'.join(map(str, rows))} rows: {figures})"
 
 
 def keeps_rows_apart(linear: Linear, width: int, dtype: torch.dtype) -> bool:
@@ -270,15 +259,3 @@ def keeps_rows_apart(linear: Linear, width: int, dtype: torch.dtype) -> bool:
         if not (torch.equal(linear(other)[kept], whole[kept]) and torch.equal(linear(alone)[kept], whole[kept])):
             return False
     return True
-
-
-def _seconds(linear: Linear, x: torch.Tensor) -> float:
-    """The least time of a few runs, the first of which only warms up."""
-    linear(x)
-    best, spent, runs = math.inf, 0.0, 0
-    while runs < 3 or (spent < _MEASURE_SECONDS and runs < 50):
-        started = time.perf_counter()
-        linear(x)
-        seconds = time.perf_counter() - started
-        best, spent, runs = min(best, seconds), spent + seconds, runs + 1
-    return best

@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 
 from octavo.hub import Progress
+from octavo.model.choices import LinearChoices
+from octavo.model.choosing import KindChooser
 from octavo.model.config import ModelConfig
 from octavo.model.decoder import Decoder, DecoderLayer
 from octavo.model.dtypes import resolve_dtype
@@ -39,6 +41,7 @@ def load_model(
     device: str | torch.device = "cpu",
     kernels: ModuleType,
     batch_invariant: bool = False,
+    linear_kind: str = "auto",
     progress: Progress | None = None,
 ) -> Decoder:
     """Load a model in Hugging Face layout.
@@ -52,6 +55,8 @@ def load_model(
         device: where the weights go.
         kernels: the backend, from :func:`octavo.kernels.load`.
         batch_invariant: a row's result has the same bits whatever the batch (see :mod:`octavo.model.linear`).
+        linear_kind: how products with unquantised weights are done: "auto", "measure" or a kind (see
+            :class:`octavo.model.choosing.KindChooser`).
         progress: called with ("loading weights", bytes read, bytes in all).
 
     Raises:
@@ -59,13 +64,15 @@ def load_model(
         UnsupportedModelError: config.json asks for what Octavo has not.
         UnsafeWeightsError: only pickled weights.
         WeightsError: damaged files, missing tensors, wrong shapes.
-        ConfigError: the dtype cannot be computed here.
+        ConfigError: the dtype cannot be computed here, or there is no such kind of product.
         EngineError: ``batch_invariant`` cannot be honoured here.
     """
     config = read_model_config(folder)
     weights = open_weights(folder)
     with torch.inference_mode(False), torch.no_grad():
-        return _Loading(config, weights, dtype, torch.device(device), kernels, batch_invariant, progress).decoder()
+        return _Loading(
+            config, weights, dtype, torch.device(device), kernels, batch_invariant, linear_kind, progress
+        ).decoder()
 
 
 def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -102,6 +109,7 @@ class _Loading:
         device: torch.device,
         kernels: ModuleType,
         batch_invariant: bool,
+        linear_kind: str,
         progress: Progress | None,
     ) -> None:
         self.config = config
@@ -112,7 +120,8 @@ class _Loading:
         found = (place for place in _PLACES if place[0] + _EMBEDDING in weights)
         self.prefix, self.head = next(found, _PLACES[0])
         self.dtype, self.notes = resolve_dtype(dtype, self._stored_dtype(), device)
-        self.factory = LinearFactory(self.dtype, device, kernels, batch_invariant)
+        chooser = KindChooser(linear_kind, LinearChoices.here(kernels.__name__, self.dtype, torch.get_num_threads()))
+        self.factory = LinearFactory(self.dtype, device, kernels, batch_invariant, chooser)
         self.bytes_read = 0
         self.bytes_kept = 0
         self.bytes_total = _parameters(config) * self.dtype.itemsize

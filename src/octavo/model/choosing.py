@@ -1,0 +1,79 @@
+"""Which kind of product serves a weight's shape: found by a short measurement, remembered, or told."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from octavo.model.choices import Choice, LinearChoices
+
+MEASURED_ROWS = (1, 16, 256)
+_MEASURE_SECONDS = 0.02  # for each kind and number of rows
+_MARGIN = 0.9  # of the other's time: a kind must be so much faster to be preferred over one named after it, lest the
+# choice, and with it the last bits of a result, turn on the noise of a busy machine
+_LARGEST_OUTPUT = 2**22  # elements; measuring lm_head at 256 rows would take a second for what is never run
+
+
+class KindChooser:
+    """Chooses among kinds of :class:`~octavo.model.linear.Linear`.
+
+    Args:
+        wanted: "auto" takes what was measured before, and measures what was not; "measure" measures everything anew;
+            any other word is the kind to take for every shape that it serves.
+        remembered: where measurements are kept [nowhere].
+    """
+
+    def __init__(self, wanted: str = "auto", remembered: LinearChoices | None = None) -> None:
+        self.wanted = wanted
+        self._remembered = remembered
+
+    def candidates(self, kinds: list[Any]) -> list[Any]:
+        """Those of ``kinds`` that may be taken: the wanted one alone, where it is among them."""
+        return [kind for kind in kinds if kind.kind == self.wanted] or kinds
+
+    def choose(self, kinds: list[Any], weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Any, str]:
+        """One of ``kinds`` for weights ``[N, K]`` of this shape, and a line that says why."""
+        shape = f"{weight.shape[0]}x{weight.shape[1]}" + ("" if bias is None else "+bias")
+        left = self.candidates(kinds)
+        if len(left) == 1:
+            reason = "the only kind here" if len(kinds) == 1 else "as configured"
+            return left[0], f"linear {shape}: {left[0].kind} ({reason})"
+        rows = tuple(count for count in MEASURED_ROWS if count == 1 or count * weight.shape[0] <= _LARGEST_OUTPUT)
+        names = {kind.kind: kind for kind in left}
+        known = None
+        if self._remembered is not None and self.wanted != "measure":
+            known = self._remembered.find(shape, tuple(names), rows)
+        choice = known or _measured(left, rows, weight, bias)
+        if known is None and self._remembered is not None:
+            self._remembered.keep(shape, choice)
+        return names[choice.kind], f"linear {shape}: {choice}"
+
+
+def _measured(kinds: list[Any], rows: tuple[int, ...], weight: torch.Tensor, bias: torch.Tensor | None) -> Choice:
+    """The last kind, unless an earlier one's times over several batch sizes have a geometric mean that is clearly
+    less."""
+    inputs = [torch.randn(count, weight.shape[1]).to(weight.dtype) for count in rows]
+    times: dict[str, tuple[float, ...]] = {}
+    for kind in kinds:
+        linear = kind(weight, bias)
+        times[kind.kind] = tuple(_seconds(linear, x) for x in inputs)
+    best = kinds[-1].kind
+    for kind in kinds[:-1]:
+        if math.prod(times[kind.kind]) < math.prod(times[best]) * _MARGIN ** len(rows):
+            best = kind.kind
+    return Choice(best, rows, times)
+
+
+def _seconds(linear: Any, x: torch.Tensor) -> float:
+    """The least time of a few runs, the first of which only warms up."""
+    linear(x)
+    best, spent, runs = math.inf, 0.0, 0
+    while runs < 3 or (spent < _MEASURE_SECONDS and runs < 50):
+        started = time.perf_counter()
+        linear(x)
+        seconds = time.perf_counter() - started
+        best, spent, runs = min(best, seconds), spent + seconds, runs + 1
+    return best
