@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,26 +63,45 @@ def test_an_unwritable_folder_only_costs_the_cache(monkeypatch: pytest.MonkeyPat
 def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     # one kernel stands for all: compiling every one of them takes its time
     code = """
+import sys
 from octavo.kernels.cpu import jit, rows
 jit.KERNELS[:] = [rows.copy_pages]
 jit.warm_up(lambda name, i, total: print(name, i, total))
-print("hits", rows.copy_pages.compiled.cache_hits)
+print("compiler", "numba" in sys.modules)
 """
     first = in_a_new_process(code, OCTAVO_CACHE_DIR=str(tmp_path))
-    assert first.split("\n")[:2] == ["compiling copy_pages 0 1", "hits 0"]
-    second = in_a_new_process(code, OCTAVO_CACHE_DIR=str(tmp_path))
-    assert second.split("\n")[0] == "hits 1"
+    assert first.split("\n")[:2] == ["compiling copy_pages 0 1", "compiler True"]
+    assert in_a_new_process(code, OCTAVO_CACHE_DIR=str(tmp_path)).split("\n")[0] == "compiler False"
     assert [path.name for path in tmp_path.iterdir()] == [f"jit-{jit.cache_key()}"]
+    held = tmp_path / f"jit-{jit.cache_key()}" / "copy_pages.o"
+    assert list(held.parent.iterdir()) == [held]
+    held.write_bytes(held.read_bytes()[:-1])
+    assert in_a_new_process(code, OCTAVO_CACHE_DIR=str(tmp_path)) == first
 
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
-def test_compiled_kernels_leave_numbas_own_cache_folder_alone() -> None:
-    import numba
-
-    before = numba.config.CACHE_DIR
+def test_warmed_up_is_cached() -> None:
     jit.warm_up()
-    assert before == numba.config.CACHE_DIR
     assert all(kernel.is_cached for kernel in jit.KERNELS)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+def test_code_that_calls_what_is_not_there_is_refused() -> None:
+    from llvmlite import ir
+
+    from octavo.kernels.cpu.compiler import compile_kernel
+    from octavo.kernels.cpu.primitives import Primitive
+
+    def emit(e: Any, value: Any) -> Any:
+        return e.b.call(ir.Function(e.b.module, ir.FunctionType(value.type, [value.type]), "octavo_nowhere"), [value])
+
+    nowhere: Any = Primitive("ii", int, emit)
+
+    def calls_it(p: int) -> None:
+        nowhere(p)
+
+    with pytest.raises(RuntimeError, match="calls_it calls octavo_nowhere"):
+        compile_kernel(calls_it, "octavo_test")
 
 
 def test_threads_are_torchs() -> None:

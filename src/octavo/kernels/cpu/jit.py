@@ -4,9 +4,11 @@ A *kernel* is a C function ``void(int64 address)`` that Numba compiles: it reads
 ``address`` (see ``launch.py``) and takes tasks from a shared counter until none is left, so that any number of threads
 may run it at once. It is compiled the first time it is used, or by :func:`warm_up`, once for all dtypes and shapes.
 
-Compiled code is kept in ``<cache>/octavo/jit-<hash>``, the hash being over every source file of ``octavo.kernels``,
-the versions of Numba and llvmlite, and the CPU: a change to any of them starts a new folder, so stale code is never
-run. ``<cache>`` is ``$OCTAVO_CACHE_DIR``, else ``$XDG_CACHE_HOME/octavo``, else ``~/.cache/octavo``.
+Compiled code is kept in ``<cache>/octavo/jit-<hash>``, an object file for each kernel. The hash is over every source
+file of ``octavo.kernels``, the versions of Numba and llvmlite, and the CPU: a change to any of them starts a new
+folder, so stale code is never run. ``<cache>`` is ``$OCTAVO_CACHE_DIR``, else ``$XDG_CACHE_HOME/octavo``, else
+``~/.cache/octavo``. Numba is imported only where something is to be compiled: to import it takes longer than to load
+all kernels.
 
 With ``NUMBA_DISABLE_JIT=1`` kernels run as plain Python, on the pure-Python forms of the primitives.
 """
@@ -16,21 +18,22 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import llvmlite
 import llvmlite.binding as llvm
-import numba
-from numba import types
+
+from octavo.kernels.cpu.objects import CODE, load_object, save_object
 
 logger = logging.getLogger(__name__)
 
-DISABLED = bool(numba.config.DISABLE_JIT)
+DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 """Whether kernels run as plain Python."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -39,7 +42,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 @functools.cache
 def host_features() -> frozenset[str]:
     """LLVM's names of what this CPU can do, or of what Numba is told to assume (``NUMBA_CPU_FEATURES``)."""
-    told = numba.config.CPU_FEATURES
+    told = os.environ.get("NUMBA_CPU_FEATURES")
     if told is not None:
         return frozenset(name[1:] for name in told.split(",") if name.startswith("+"))
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
@@ -83,7 +86,8 @@ def cache_key() -> str:
     for source in sorted(root.rglob("*.py")):
         digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
     unit = f"matrix unit: {has_matrix_unit()}"
-    for part in (numba.__version__, llvmlite.__version__, llvm.get_host_cpu_name(), unit, *sorted(host_features())):
+    name = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+    for part in (version("numba"), version("llvmlite"), name, unit, *sorted(host_features())):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -102,12 +106,16 @@ def cache_dir() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
+class Compiled:
+    """A function that kernels call, in a form of its own for the compiler: see ``compiler.py``."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+
 def device(function: Function) -> Function:
     """A function that kernels call: compiled into each of them."""
-    if DISABLED:
-        return function
-    compiled: Function = numba.njit(error_model="numpy", nogil=True)(function)
-    return compiled
+    return function if DISABLED else cast(Function, Compiled(function))
 
 
 class Kernel:
@@ -125,27 +133,24 @@ class Kernel:
     def is_cached(self) -> bool:
         """Whether its compiled code lies in the cache folder."""
         folder = cache_dir()
-        return folder is not None and any(folder.rglob(f"*{self.name}-*.nbi"))
-
-    @functools.cached_property
-    def compiled(self) -> Any:
-        """Numba's C callback."""
-        signature = types.void(types.int64)
-        folder = cache_dir()
-        if folder is None:
-            return numba.cfunc(signature, nopython=True, error_model="numpy")(self.function)
-        # the folder is looked up when the callback is made: other users of Numba in this process keep their own
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(folder)
-        try:
-            return numba.cfunc(signature, nopython=True, cache=True, error_model="numpy")(self.function)
-        finally:
-            numba.config.CACHE_DIR = before
+        return folder is not None and load_object(self._path(folder)) is not None
 
     @functools.cached_property
     def address(self) -> int:
         """The function's address."""
-        return int(self.compiled.address)
+        folder = cache_dir()
+        held = None if folder is None else load_object(self._path(folder))
+        if held is None:
+            compiler = importlib.import_module("octavo.kernels.cpu.compiler")  # the only one that needs Numba
+            held = compiler.compile_kernel(self.function, self.symbol)
+            if folder is not None:
+                save_object(self._path(folder), held)
+        return CODE.add(held, self.symbol)
+
+    @property
+    def symbol(self) -> str:
+        """What the function is called in its compiled code."""
+        return f"octavo_kernel_{self.name}"
 
     @functools.cached_property
     def call(self) -> Callable[[int], Any]:
@@ -153,6 +158,9 @@ class Kernel:
         if DISABLED:
             return self.function
         return ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.address)
+
+    def _path(self, folder: Path) -> Path:
+        return folder / f"{self.name}.o"
 
 
 KERNELS: list[Kernel] = []
@@ -175,7 +183,7 @@ def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
     """
     if DISABLED:
         return
-    missing = [entry for entry in KERNELS if "compiled" not in entry.__dict__ and not entry.is_cached]
+    missing = [entry for entry in KERNELS if "address" not in entry.__dict__ and not entry.is_cached]
     for i, entry in enumerate(missing):
         if progress is not None:
             progress(f"compiling {entry.name}", i, len(missing))

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from octavo.kernels import noise
 from octavo.kernels.cpu.emitter import (
@@ -36,12 +34,13 @@ from octavo.kernels.cpu.emitter import (
 from octavo.kernels.cpu.jit import DISABLED
 from octavo.kernels.quantized_kv import LOWEST_PEAK
 
-_TYPES: dict[str, tuple[Any, ir.Type]] = {
-    "i": (types.int64, I64),
-    "f": (types.float32, FLOAT),
-    "d": (types.float64, ir.DoubleType()),
-    "v": (types.void, ir.VoidType()),
+_TYPES: dict[str, tuple[str, ir.Type]] = {
+    "i": ("int64", I64),
+    "f": ("float32", FLOAT),
+    "d": ("float64", ir.DoubleType()),
+    "v": ("void", ir.VoidType()),
 }
+"""Numba's name of each type, and LLVM's."""
 
 
 class Primitive:
@@ -72,7 +71,10 @@ class Primitive:
 
     def typed(self) -> Any:
         """The operation as Numba calls it."""
-        result, *arguments = (_TYPES[letter][0] for letter in self.signature)
+        from numba import types
+        from numba.extending import intrinsic
+
+        result, *arguments = (getattr(types, _TYPES[letter][0]) for letter in self.signature)
         signature = result(*arguments)
 
         def codegen(context: Any, builder: Any, _: Any, values: Any) -> Any:
@@ -99,7 +101,7 @@ def primitive(signature: str, python: Callable[..., Any]) -> Callable[[Callable[
     def made(emit: Callable[..., Any]) -> Any:
         entry = Primitive(signature, python, emit)
         PRIMITIVES[entry.name] = entry
-        return python if DISABLED else entry.typed()
+        return python if DISABLED else entry
 
     return made
 
