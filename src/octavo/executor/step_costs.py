@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from octavo.config import EngineConfig
 from octavo.plan import Chunk, Executor, SamplingSpec, SlotInit, StepPlan, Want
 
 _CONTEXT = 128
 """Tokens that the rows look back on: what attention adds beyond is small beside the weights."""
 
-_ROUNDS, _SECONDS = 3, 0.05
+_ROUNDS, _SECONDS = 4, 0.05
 """So often every number of rows is tried at least, and for so long where steps are short."""
 
 
@@ -47,7 +49,13 @@ def step_costs(executor: Executor, config: EngineConfig) -> tuple[float, ...]:
         spent += max(seconds, 1e-5)
         best[which] = min(best[which], seconds)
     executor.collect(executor.submit(StepPlan(step + 1, (), released=(0,))))
+    return relative(best)
+
+
+def relative(seconds: Sequence[float]) -> tuple[float, ...]:
+    """Measured seconds of 1, 2, 4, ... rows as costs: more rows never take less, nor twice the rows more than twice as
+    long, whatever else the machine did meanwhile."""
     costs = [1.0]
-    for seconds in best[1:]:
-        costs.append(max(costs[-1], seconds / best[0]))
+    for each in seconds[1:]:
+        costs.append(min(max(costs[-1], each / seconds[0]), 2 * costs[-1]))
     return tuple(costs)

@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-_WINDOW = 16.0
-"""Guesses that an estimate remembers, or thereabouts: text that stops to repeat itself is noticed within as many."""
+_WINDOW, _POOL_WINDOW = 16.0, 256.0
+"""Guesses that an estimate remembers, or thereabouts: a text's, so that a change in it is noticed within as many; and
+that of all texts."""
 
-_FIRST = (1.0, 2.0)
-"""What is taken to have been seen before anything was: (came true, tried), for the first token after a match."""
+_TEXT_WEIGHT, _POOL_WEIGHT = 3.0, 4.0
+"""So many guesses' weight have what all texts say of one, and what is believed of all texts beforehand."""
 
-_LATER = (3.2, 4.0)
-"""And for those that follow a token that came true."""
+LONGEST = 8
+"""Matches of so many tokens and more are taken for equal."""
 
 
 class Acceptance:
-    """Of one text: the chance that a guess comes true. The first token of a continuation is a guess on how much a match
-    of its length means; those after it only on how far the repetition goes, so they are counted apart."""
+    """The chance that the token after a match comes true, by the match's length in tokens. A guess that comes true is a
+    longer match: so the chances of the tokens after it follow.
 
-    __slots__ = ("_first", "_later")
+    Args:
+        pool: what is known of other texts, and told of this one; None for the pool itself.
+    """
 
-    def __init__(self) -> None:
-        self._first: dict[int, tuple[float, float]] = {}  # by length of the match
-        self._later = _LATER
+    __slots__ = ("_counts", "_pool", "_window")
 
-    def first(self, length: int) -> float:
-        """The chance of the first token after a match of so many tokens."""
-        true, tried = self._first.get(length, _FIRST)
-        return true / tried
+    def __init__(self, pool: Acceptance | None = None) -> None:
+        self._pool = pool
+        self._window = _POOL_WINDOW if pool is None else _WINDOW
+        self._counts = [(0.0, 0.0)] * (LONGEST + 1)  # (came true, tried)
 
-    @property
-    def later(self) -> float:
-        """The chance of a further token, if the one before it came true."""
-        true, tried = self._later
-        return true / tried
+    def chance(self, length: int) -> float:
+        """That of the token after a match of ``length`` tokens."""
+        length = min(length, LONGEST)
+        true, tried = self._counts[length]
+        if self._pool is None:
+            return (true + _POOL_WEIGHT * length / (length + 2)) / (tried + _POOL_WEIGHT)
+        return (true + _TEXT_WEIGHT * self._pool.chance(length)) / (tried + _TEXT_WEIGHT)
 
-    def note(self, length: int, true: int, missed: bool) -> None:
-        """Of a continuation after a match of ``length`` tokens, the first ``true`` ones came true, and then one did not
-        (``missed``), or it is not known."""
-        if true or missed:
-            self._first[length] = _add(self._first.get(length, _FIRST), min(true, 1), 1)
-        if true > 1 or (true and missed):
-            self._later = _add(self._later, true - 1, true - 1 + missed)
-
-
-def _add(counts: tuple[float, float], true: int, tried: int) -> tuple[float, float]:
-    a, b = counts[0] + true, counts[1] + tried
-    return (a, b) if b <= _WINDOW else (a * _WINDOW / b, _WINDOW)
+    def note(self, length: int, true: bool) -> None:
+        """After a match of ``length`` tokens, the next one came true, or did not."""
+        place = min(length, LONGEST)
+        a, b = self._counts[place]
+        a, b = a + true, b + 1
+        self._counts[place] = (a, b) if b <= self._window else (a * self._window / b, self._window)
+        if self._pool is not None:
+            self._pool.note(length, true)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from octavo.scheduler.drafting.acceptance import Acceptance
-from octavo.scheduler.drafting.ngram_index import NgramIndex, continuation
+from octavo.scheduler.drafting.acceptance import LONGEST, Acceptance
+from octavo.scheduler.drafting.ngram_index import NgramIndex, continuation, match_length
 
 
 class NgramDrafter:
@@ -12,13 +12,14 @@ class NgramDrafter:
 
     Args:
         shortest, longest: the lengths of the n-grams to look for.
+        pool: how guesses about all sequences fare.
     """
 
-    __slots__ = ("_guess", "_index", "_length", "_place", "acceptance")
+    __slots__ = ("_acceptance", "_guess", "_index", "_length", "_place")
 
-    def __init__(self, shortest: int, longest: int) -> None:
+    def __init__(self, shortest: int, longest: int, pool: Acceptance) -> None:
         self._index = NgramIndex(shortest, longest)
-        self.acceptance = Acceptance()
+        self._acceptance = Acceptance(pool)
         self._guess: list[int] = []
         self._length = 0  # of the match that it came of
         self._place = 0  # the position of its first token
@@ -31,21 +32,23 @@ class NgramDrafter:
             self._guess = []
         else:
             self._guess = continuation(tokens, match.place, count)
-            self._length, self._place = match.length, len(tokens)
+            self._length, self._place = match_length(tokens, match, LONGEST), len(tokens)
         return self._guess
 
-    @property
-    def chance(self) -> float:
-        """That the first token of the latest guess comes true."""
-        return self.acceptance.first(self._length)
+    def chances(self, count: int) -> list[float]:
+        """For each of the first ``count`` tokens of the latest guess, the chance that it comes true together with those
+        before it."""
+        chances, chance, length = [], 1.0, self._length
+        for _ in range(count):
+            chance *= self._acceptance.chance(length)
+            chances.append(chance)
+            length += 1
+        return chances
 
     def _judge(self, tokens: list[int]) -> None:
-        guess, came = self._guess, tokens[self._place :]
-        true = 0
-        for guessed, token in zip(guess, came, strict=False):
+        length = self._length
+        for guessed, token in zip(self._guess, tokens[self._place :], strict=False):
+            self._acceptance.note(length, guessed == token)
             if guessed != token:
-                self.acceptance.note(self._length, true, True)
                 return
-            true += 1
-        if true:
-            self.acceptance.note(self._length, true, False)
+            length += 1

@@ -6,6 +6,7 @@ from octavo.config import SchedulerConfig
 from octavo.memory import MemoryManager
 from octavo.plan import PENDING, Chunk
 from octavo.request import Sequence
+from octavo.scheduler.drafting.acceptance import Acceptance
 from octavo.scheduler.drafting.ngram_drafter import NgramDrafter
 from octavo.scheduler.drafting.step_gain import StepCosts, StepGain
 
@@ -26,6 +27,7 @@ class Speculation:
         self._config = config
         self._memory = memory
         self._costs = StepCosts(config.step_costs)
+        self._pool = Acceptance()
         self._drafters: dict[int, NgramDrafter] = {}  # by sequence id
 
     def extend(
@@ -50,13 +52,12 @@ class Speculation:
                 continue
             drafter = self._drafters.get(seq.id)
             if drafter is None:
-                drafter = self._drafters[seq.id] = NgramDrafter(self._config.ngram_min, self._config.ngram_max)
+                drafter = self._drafters[seq.id] = self._new_drafter()
             ahead = chunks[i].tokens[0] == PENDING  # its last token is a guess, too, which nobody has to verify
             guess = drafter.guess(seq.tokens, self._config.speculative_tokens + ahead)[ahead : most + ahead]
             if not guess:
                 continue
-            later = drafter.acceptance.later
-            count = gain.choose(drafter.chance * later**ahead, later, len(guess))
+            count = gain.choose(drafter.chances(len(guess) + ahead)[ahead:])
             free = self._memory.num_free
             count = self._room(seq, count, spare_blocks)
             spare_blocks -= free - self._memory.num_free
@@ -67,6 +68,9 @@ class Speculation:
     def forget(self, seq: Sequence) -> None:
         """The sequence has ended."""
         self._drafters.pop(seq.id, None)
+
+    def _new_drafter(self) -> NgramDrafter:
+        return NgramDrafter(self._config.ngram_min, self._config.ngram_max, self._pool)
 
     def _room(self, seq: Sequence, count: int, spare_blocks: int) -> int:
         """How many of ``count`` drafts there is memory for, taking blocks for them if they are to be had."""

@@ -54,21 +54,14 @@ class StepGain:
         self._lost = lost
         self._rate = tokens / costs.of(rows)
 
-    def choose(self, likely: float, later: float, most: int) -> int:
-        """How many guesses to add, up to ``most``.
-
-        Args:
-            likely: the chance that the first one comes true.
-            later: that of each further one, if the one before it did.
-            most: guesses there are.
-        """
+    def choose(self, chances: list[float]) -> int:
+        """How many guesses to add, where they come true with such ``chances``, each together with those before it."""
         best, gain, rate = 0, 0.0, self._rate * LEAST_GAIN
         expected = float(-self._lost)
-        for count in range(1, most + 1):
-            if likely < _HOPELESS:
+        for count, chance in enumerate(chances, 1):
+            if chance < _HOPELESS:
                 break
-            expected += likely
-            likely *= later
+            expected += chance
             new = (self._tokens + expected) / self._costs.of(self._rows + count)
             if new > rate:
                 best, gain, rate = count, expected, new
