@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from octavo.scheduler.drafting.acceptance import LONGEST, Acceptance
-from octavo.scheduler.drafting.ngram_index import NgramIndex, continuation, match_length
+from octavo.scheduler.drafting.ngram_index import Match, NgramIndex, continuation, match_length
+
+_SOLID = 4
+"""A repetition of so many tokens is taken for one that may go on after a token was changed in it."""
+
+_MISSES = 2
+"""So many tokens may have been changed since."""
 
 
 class NgramDrafter:
     """One sequence's guesses, and what became of them. A guess is judged by the tokens that really came, whether it was
     put to the model or not, so nothing has to be tried in order to learn that it would be worth trying again.
 
+    Where no n-gram is found right after a repetition has ended, it is taken to go on beyond the token that was changed:
+    so an edited copy of a text is followed from one edit to the next.
+
     Args:
         shortest, longest: the lengths of the n-grams to look for.
         pool: how guesses about all sequences fare.
     """
 
-    __slots__ = ("_acceptance", "_guess", "_index", "_length", "_place")
+    __slots__ = ("_acceptance", "_back", "_guess", "_index", "_length", "_misses", "_place", "_reached")
 
     def __init__(self, shortest: int, longest: int, pool: Acceptance) -> None:
         self._index = NgramIndex(shortest, longest)
@@ -23,16 +32,26 @@ class NgramDrafter:
         self._guess: list[int] = []
         self._length = 0  # of the match that it came of
         self._place = 0  # the position of its first token
+        self._back = 0  # so far before that it was found
+        self._reached = 0  # the length of the repetition so far
+        self._misses = 0  # wrong guesses since an n-gram was found
 
     def guess(self, tokens: list[int], count: int) -> list[int]:
         """``count`` tokens that may follow ``tokens``, or none; ``tokens`` begin with those of the call before."""
         self._judge(tokens)
         match = self._index.find(tokens)
-        if match is None:
-            self._guess = []
+        if match is not None:
+            self._misses = 0
+        elif self._reached >= _SOLID and self._misses <= _MISSES:
+            match = Match(0, len(tokens) - self._back)
         else:
-            self._guess = continuation(tokens, match.place, count)
-            self._length, self._place = match_length(tokens, match, LONGEST), len(tokens)
+            self._guess = []
+            return self._guess
+        self._guess = continuation(tokens, match.place, count)
+        self._place, self._back = len(tokens), len(tokens) - match.place
+        self._length = match_length(tokens, match, LONGEST)
+        if match.length:
+            self._reached = self._length
         return self._guess
 
     def chances(self, count: int) -> list[float]:
@@ -50,5 +69,7 @@ class NgramDrafter:
         for guessed, token in zip(self._guess, tokens[self._place :], strict=False):
             self._acceptance.note(length, guessed == token)
             if guessed != token:
-                return
+                self._misses += 1
+                break
             length += 1
+        self._reached = max(self._reached, length)
