@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from statistics import median
 
 from octavo.config import EngineConfig
 from octavo.plan import Chunk, Executor, SamplingSpec, SlotInit, StepPlan, Want
@@ -10,13 +12,17 @@ from octavo.plan import Chunk, Executor, SamplingSpec, SlotInit, StepPlan, Want
 _CONTEXT = 128
 """Tokens that the rows look back on: what attention adds beyond is small beside the weights."""
 
-_ROUNDS, _SECONDS = 4, 0.05
+_ROUNDS, _SECONDS = 3, 0.04
 """So often every number of rows is tried at least, and for so long where steps are short."""
+
+
+_MOST_ROUNDS = 50
 
 
 def step_costs(executor: Executor, config: EngineConfig) -> tuple[float, ...]:
     """What decode steps of 1, 2, 4, ... rows of one sequence take, up to one of all the drafts there may be, relative
-    to the first: the best of a few each, sampling included. () where there is no room for two rows.
+    to the first: medians of a few each, sampling included, in turn with steps of one row, as drafts come in turn with
+    steps without. () where there is no room for two rows.
 
     The KV memory is written to, so nobody may be using it yet.
     """
@@ -37,19 +43,24 @@ def step_costs(executor: Executor, config: EngineConfig) -> tuple[float, ...]:
     nothing: tuple[tuple[int, ...], ...] = ((),) * len(tables)
     prompt = Chunk(0, 0, 0, context, tokens[:context], (0,) * len(tables), tables, context, Want.NONE, ())
     executor.collect(executor.submit(StepPlan(0, (prompt,), init=(init,))))
-    best = [float("inf")] * len(numbers)
-    step, spent = 0, 0.0
-    while step < _ROUNDS * len(numbers) or spent < _SECONDS * len(numbers):
-        which = step % len(numbers)
-        count = numbers[which]
-        step += 1
+    steps = itertools.count(1)
+
+    def seconds(count: int) -> float:
         drafted = tokens[context : context + count]
         chunk = Chunk(0, 0, context, count, drafted, kept, nothing, context, Want.SAMPLE, (0,), count - 1)
-        seconds = executor.collect(executor.submit(StepPlan(step, (chunk,)))).elapsed
-        spent += max(seconds, 1e-5)
-        best[which] = min(best[which], seconds)
-    executor.collect(executor.submit(StepPlan(step + 1, (), released=(0,))))
-    return relative(best)
+        return executor.collect(executor.submit(StepPlan(next(steps), (chunk,)))).elapsed
+
+    singles: list[float] = []
+    several = []
+    for count in numbers[1:]:
+        seconds(count)  # to warm up
+        times: list[float] = []
+        while len(times) < _ROUNDS or (sum(times) < _SECONDS and len(times) < _MOST_ROUNDS):
+            singles.append(seconds(1))
+            times.append(seconds(count))
+        several.append(median(times))
+    executor.collect(executor.submit(StepPlan(next(steps), (), released=(0,))))
+    return relative([median(singles), *several])
 
 
 def relative(seconds: Sequence[float]) -> tuple[float, ...]:

@@ -11,6 +11,12 @@ _SOLID = 4
 _MISSES = 2
 """So many tokens may have been changed since."""
 
+_DARING = 2
+"""Tokens that are guessed of a text of which no guess came true yet."""
+
+_FADING = 0.9
+"""What is left of the memory of a long repetition after each guess."""
+
 
 class NgramDrafter:
     """One sequence's guesses, and what became of them. A guess is judged by the tokens that really came, whether it was
@@ -24,7 +30,7 @@ class NgramDrafter:
         pool: how guesses about all sequences fare.
     """
 
-    __slots__ = ("_acceptance", "_back", "_guess", "_index", "_length", "_misses", "_place", "_reached")
+    __slots__ = ("_acceptance", "_back", "_guess", "_index", "_length", "_longest", "_misses", "_place", "_reached")
 
     def __init__(self, shortest: int, longest: int, pool: Acceptance) -> None:
         self._index = NgramIndex(shortest, longest)
@@ -35,6 +41,7 @@ class NgramDrafter:
         self._back = 0  # so far before that it was found
         self._reached = 0  # the length of the repetition so far
         self._misses = 0  # wrong guesses since an n-gram was found
+        self._longest = 0.0  # tokens in a row that came true of late
 
     def guess(self, tokens: list[int], count: int) -> list[int]:
         """``count`` tokens that may follow ``tokens``, or none; ``tokens`` begin with those of the call before."""
@@ -56,15 +63,18 @@ class NgramDrafter:
 
     def chances(self, count: int) -> list[float]:
         """For each of the first ``count`` tokens of the latest guess, the chance that it comes true together with those
-        before it."""
+        before it. Nothing is said of more than about twice as many as came true in a row of late: texts differ more
+        in how long they repeat themselves than one tells from their first matches."""
         chances, chance, length = [], 1.0, self._length
-        for _ in range(count):
+        for _ in range(min(count, _DARING + int(2 * self._longest))):
             chance *= self._acceptance.chance(length)
             chances.append(chance)
             length += 1
         return chances
 
     def _judge(self, tokens: list[int]) -> None:
+        if not self._guess:
+            return
         length = self._length
         for guessed, token in zip(self._guess, tokens[self._place :], strict=False):
             self._acceptance.note(length, guessed == token)
@@ -73,3 +83,4 @@ class NgramDrafter:
                 break
             length += 1
         self._reached = max(self._reached, length)
+        self._longest = max(self._longest * _FADING, length - self._length)
