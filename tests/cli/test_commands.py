@@ -56,6 +56,23 @@ def test_generate_continues_each_prompt(octavo: Octavo) -> None:
     assert "\x1b" not in out + err
 
 
+def test_generate_says_how_guesses_fared(octavo: Octavo) -> None:
+    arguments = ["generate", "The fox and the fox and", "--max-tokens", "40", "--temperature", "0", "--ignore-eos"]
+    arguments += [*QUICK, "--dtype", "float32"]
+    guessing = ["--speculative", "ngram", "--ngram-min", "1", "--row-cost", "0"]
+    code, out, err = octavo(*arguments, *guessing)
+    assert code == 0
+    found = re.search(r"^(\d+) of (\d+) guessed tokens came true.*; (\d+) steps$", err, re.MULTILINE)
+    assert found is not None
+    accepted, drafted, steps = map(int, found.groups())
+    assert 0 <= accepted <= drafted > 0
+    assert steps == 40 - accepted
+    _, same, err = octavo(*arguments)
+    assert same == out
+    assert "guessed" not in err
+    assert "guessed" not in octavo(*arguments, *guessing, "--quiet")[2]
+
+
 def rows(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 

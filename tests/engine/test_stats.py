@@ -108,3 +108,33 @@ def test_the_snapshot_says_whose_every_block_is(engine: LLMEngine) -> None:
     assert after.num_cached == len(after.cached) == 4  # the last of each was full and published
     assert engine.reset_prefix_cache() == 4
     assert engine.memory_snapshot().num_cached == 0
+
+
+def test_guesses(tiny_llama: Path) -> None:
+    """Of a make-believe model that knows one token: whatever is guessed comes true."""
+
+    class One(Wrapped):
+        def __init__(self, inner: OracleExecutor) -> None:
+            facts = inner.facts
+            one = OracleExecutor(
+                facts.num_blocks, inner.block_size, vocab_size=facts.vocab_size, max_model_len=facts.max_model_len,
+                token_of=lambda init, index: 100,
+            )  # fmt: skip
+            super().__init__(one)
+
+    with oracle_engine(tiny_llama, executor=One, speculative="ngram", speculative_tokens=3, row_cost=0.0) as engine:
+        output = engine.generate([[100] * 6], max_tokens=21, logprobs=0)[0]
+        stats = engine.stats()
+        assert stats.num_generated_tokens == 21
+        assert stats.num_steps == 1 + 21 - 1 - stats.num_accepted_tokens
+        assert stats.num_accepted_tokens == stats.num_drafted_tokens == 14  # 1 + 3 + 4 * 4 + 1
+        assert stats.num_computed_tokens == 6 + 20
+        assert (output.metrics.num_drafted_tokens, output.metrics.num_accepted_tokens) == (14, 14)
+        # A stop string in the middle of what one step brought: what came after it is nowhere to be seen.
+        letter = engine.tokenizer.decode([100])
+        output = engine.generate([[100] * 6], max_tokens=21, logprobs=0, stop=[letter * 6])[0]
+        assert output.outputs[0].token_ids == [100] * 6
+        assert output.outputs[0].logprobs == [{100: -0.5}] * 6
+        assert output.outputs[0].cumulative_logprob == -3.0
+        assert (output.text, output.outputs[0].finish_reason) == ("", "stop")
+        engine.scheduler.memory.audit([])

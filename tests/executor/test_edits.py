@@ -124,3 +124,23 @@ def test_min_tokens_is_transformers() -> None:
         ours = edit(logits, [(tokens, 2, spec)])
         assert torch.equal(ours, theirs)
         assert bool(torch.isneginf(ours).any()) == (length < 5)
+
+
+@given(HISTORIES, st.integers(1, 60), SPECS, st.integers(1, 6), st.integers(0, 2**31))
+def test_several_rows_of_one_sequence_each_see_their_own_past(
+    tokens: tuple[int, ...], prompt: int, spec: SamplingSpec, rows: int, seed: int
+) -> None:
+    """As in a step with drafts: each row's logits are for the token after one more of them."""
+    known = max(1, len(tokens) - rows + 1)
+    rows, prompt = len(tokens) - known + 1, min(prompt, known)
+    edits = LogitEdits.of(slot_init(tokens[:known], prompt, spec), VOCAB)
+    logits = torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
+    changed = logits.clone()
+    if edits is not None:
+        edits.history.write(known, np.array(tokens[known:], np.int64))
+        batch = BatchEdits(VOCAB)
+        for row in range(rows):
+            batch.add(row, edits, known + row)
+        batch.apply(changed)
+    expected = [one_row_slowly(logits[row].tolist(), tokens[: known + row], prompt, spec) for row in range(rows)]
+    np.testing.assert_allclose(changed.numpy(), np.array(expected, np.float32), rtol=1e-5, atol=1e-5)

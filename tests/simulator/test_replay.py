@@ -61,6 +61,11 @@ def test_a_request_alone_takes_what_the_cost_says() -> None:
     assert report.tpot.mean == pytest.approx((1.121 + 1.122) / 2)
 
 
+def test_guesses_about_texts_that_nobody_knows_are_refused() -> None:
+    with pytest.raises(ConfigError, match="speculative='ngram' cannot be simulated: a trace holds no texts"):
+        simulation(trace_of((0.0, 20, 3)), EngineConfig(speculative="ngram"), TOY)
+
+
 def test_with_a_plan_in_flight_an_arrival_is_seen_one_step_later() -> None:
     trace = trace_of((0.0, 10, 5), (0.5, 10, 1))
     waits = []

@@ -16,7 +16,7 @@ from octavo.errors import RequestError
 from octavo.request import RequestOutput, SamplingParams
 
 if TYPE_CHECKING:
-    from octavo.engine import LLMEngine
+    from octavo.engine import EngineStats, LLMEngine
 
 MAX_TOKENS = 256
 
@@ -51,8 +51,11 @@ def generate(
                 print(note, file=sys.stderr)
         if not as_json and len(texts) == 1 and params.num_sequences == 1 and is_terminal(sys.stdout):
             _stream(engine, texts[0], params)
-            return
-        outputs = engine.generate(texts, params, progress=not quiet)
+            outputs = []
+        else:
+            outputs = engine.generate(texts, params, progress=not quiet)
+        if config.speculative is not None and not quiet:
+            print(_guesses(engine.stats()), file=sys.stderr)
     for output in outputs:
         (_print_json if as_json else _print_text)(output)
 
@@ -87,6 +90,13 @@ def _stream(engine: LLMEngine, prompt: str, params: SamplingParams) -> None:
         sys.stdout.write(delta.text)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _guesses(stats: EngineStats) -> str:
+    """How speculation fared."""
+    drafted, accepted = stats.num_drafted_tokens, stats.num_accepted_tokens
+    share = f" ({accepted / drafted:.0%})" if drafted else ""
+    return f"{accepted:,} of {drafted:,} guessed tokens came true{share}; {stats.num_steps:,} steps"
 
 
 def _print_text(output: RequestOutput) -> None:

@@ -100,7 +100,7 @@ class TorchExecutor:
         if plan.num_host_blocks and config.preemption == "auto":
             self._facts = self._measured(config)
         if config.speculative is not None and config.row_cost is None:
-            self._facts = replace(self._facts, step_costs=step_costs(self, config))
+            self._facts = self._priced(config)
 
     def _measured(self, config: EngineConfig) -> ModelFacts:
         """The facts, with what the choice between swapping and recomputing needs to know of this machine."""
@@ -108,6 +108,14 @@ class TorchExecutor:
         speed = config.compute_speed or prefill_speed(self, config)
         note = f"swapping at {link / 1e9:.1f} GB/s, recomputing at {speed / 1e9:,.0f} GFLOP/s"
         return replace(self._facts, link_bandwidth=link, compute_speed=speed, notes=(*self._facts.notes, note))
+
+    def _priced(self, config: EngineConfig) -> ModelFacts:
+        """The facts, with what rows cost on this machine: how many guesses are made follows from it."""
+        costs = step_costs(self, config)
+        if not costs:
+            return self._facts
+        note = f"a step of {1 << len(costs) - 1} rows takes {costs[-1]:.2f} times as long as one of one"
+        return replace(self._facts, step_costs=costs, notes=(*self._facts.notes, note))
 
     @property
     def facts(self) -> ModelFacts:

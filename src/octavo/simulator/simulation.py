@@ -39,8 +39,15 @@ def simulation(
         watch: is told, step by step, the moment and the shares of memory that are held and filled.
 
     Raises:
-        ConfigError: no block fits the machine's memory, or the block size does not go with the trace's contents.
+        ConfigError: no block fits the machine's memory, or the block size does not go with the trace's contents; or
+            ``speculative`` is asked for: a trace does not say what was generated, so nobody knows what guesses are
+            worth.
     """
+    if config.speculative is not None:
+        raise ConfigError(
+            f"speculative={config.speculative!r} cannot be simulated: a trace holds no texts, so nobody knows how many "
+            "guesses would come true; leave it out"
+        )
     size = config.block_size
     if trace.num_contents and config.prefix_caching and trace.piece % size:
         raise ConfigError(
