@@ -73,6 +73,7 @@ TREE = "memory/prefix_tree.py"
 RESIDENCY = "scheduler/residency.py"
 SCHEDULER = "scheduler/scheduler.py"
 TURN = "scheduler/turn.py"
+SPECULATION = "scheduler/drafting/speculation.py"
 
 MUTANTS = (
     # Sharing and copy-on-write
@@ -286,6 +287,38 @@ MUTANTS = (
         "self._awaits(first, nodes):\n            return False\n",
     ),
     Mutant("hold out a budget that is used up", TURN, "        self._prefill_room = room\n", ""),
+    # Drafts
+    Mutant(
+        "go on behind drafts that were rejected",
+        SCHEDULER,
+        "            seq.num_scheduled = seq.num_computed\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "take rejected drafts for computed",
+        SCHEDULER,
+        "        for sample in samples:\n            if resident:\n",
+        "        seq.num_computed += resident * (chunk.count - len(samples))\n"
+        "        for sample in samples:\n            if resident:\n",
+    ),
+    Mutant(
+        "draft beyond the last token",
+        SPECULATION,
+        "seq.limit - seq.num_total)",
+        "seq.limit - seq.num_total + 1)",
+    ),
+    Mutant(
+        "plan on while drafts are in flight",
+        SPECULATION,
+        "    seq.num_scheduled += len(drafts)\n",
+        "",
+    ),
+    Mutant(
+        "do not tell the executor of blocks for drafts",
+        SPECULATION,
+        "    if any(table.sent < len(table.blocks) for table in seq.tables):\n",
+        "    if False:\n",
+    ),
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 from oracle_case import Case
 
 from octavo.config import SchedulerConfig
-from octavo.plan import HOLE, PENDING, BlockCopy, Chunk, LayerGroup, StepPlan
+from octavo.plan import HOLE, PENDING, BlockCopy, Chunk, LayerGroup, StepPlan, Want
 from octavo.request import SamplingParams
 from octavo.simulator.oracle import OracleError, OracleExecutor, chain
 
@@ -118,6 +118,52 @@ def test_what_has_left_a_window_is_not_looked_at_and_what_has_not_is() -> None:
     wrong = wrong._replace(blocks_from=(5, 4), blocks=((), (HOLE,)))
     with pytest.raises(OracleError, match="position 18 would be written to a hole"):
         case.executor.submit(StepPlan(plan.step + 2, (wrong,)))
+
+
+def drafting() -> Case:
+    """A sequence that has drafted, and been wrong; its next plan drafts again."""
+    speculative = {"speculative": "ngram", "speculative_tokens": 5, "ngram_min": 1, "step_costs": (1.0, 1.0)}
+    case = Case(SchedulerConfig(num_blocks=40, block_size=4, **speculative), vocab_size=4)  # type: ignore[arg-type]
+    request = case.add([1, 2, 3] * 4, SamplingParams(max_tokens=60), stops=False)
+    assert request is not None
+    while request.num_drafted == request.num_accepted:
+        case.step()
+    return case
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda chunk: chunk._replace(drafts=chunk.drafts + 1), "nothing is drawn where drafts are to be verified"),
+        (lambda chunk: chunk._replace(want=Want.NONE), "nothing is drawn where drafts are to be verified"),
+        (
+            lambda chunk: chunk._replace(drafts=chunk.drafts + 1, outputs_from=chunk.outputs_from - 1),
+            r"the token at \d+ is known, but drafted",
+        ),
+        (  # as if the rejected drafts' memory were good
+            lambda chunk: chunk._replace(start=chunk.start + 1, outputs_from=chunk.start + 1, tokens=chunk.tokens),
+            "the token at|does not hold position",
+        ),
+    ],
+)
+def test_wrong_drafts_are_caught(spoil: Callable[[Chunk], Chunk], says: str) -> None:
+    case = drafting()
+    plan = case.scheduler.schedule()
+    [chunk] = plan.chunks
+    assert chunk.drafts
+    with pytest.raises(OracleError, match=says):
+        case.executor.submit(dataclasses.replace(plan, chunks=(spoil(chunk),)))
+
+
+def test_what_a_rejected_draft_left_behind_is_nobodys_memory() -> None:
+    case = drafting()
+    plan = case.scheduler.schedule()
+    [chunk] = plan.chunks
+    [slot] = case.executor.slots.values()
+    block, offset = divmod(chunk.start, 4)
+    left = case.executor.memory[case.scheduler.requests["r0"].live[0].tables[0].blocks[block], offset]
+    assert left != slot.digests[chunk.start]  # it is written again in the next step, before it is read
+    case.executor.submit(plan)
 
 
 def test_swapped_blocks_keep_their_content() -> None:
