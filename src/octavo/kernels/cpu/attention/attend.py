@@ -5,11 +5,14 @@ from __future__ import annotations
 from octavo.kernels.cpu.attention.decode import decode
 from octavo.kernels.cpu.attention.head_row import write
 from octavo.kernels.cpu.attention.prefill import prefill
+from octavo.kernels.cpu.attention.prefill_matrix import prefill_matrix
 from octavo.kernels.cpu.attention.words import (
     ALL_TILES,
     DECODE,
     DECODES,
+    DTYPE,
     HEADS,
+    KV_DTYPE,
     KV_HEADS,
     LANES,
     MODE,
@@ -21,6 +24,7 @@ from octavo.kernels.cpu.attention.words import (
     TILES,
     WRITE,
 )
+from octavo.kernels.cpu.emitter import BF16, INT8, WIDTH
 from octavo.kernels.cpu.jit import device, kernel
 from octavo.kernels.cpu.launch import (
     NUM_TASKS,
@@ -29,6 +33,7 @@ from octavo.kernels.cpu.launch import (
     TASK,
     WORKER,
 )
+from octavo.kernels.cpu.panels import MATRIX_UNIT, configure
 from octavo.kernels.cpu.primitives import (
     fetch_add,
     load_i32,
@@ -58,6 +63,13 @@ def make_schedule(p: int) -> None:
     store_i64(p + NUM_TASKS, count * load_i64(p + KV_HEADS))
 
 
+@device
+def by_matrix_unit(p: int) -> bool:
+    """Whether tiles go through the matrix unit: it takes bfloat16, so where queries are more exact it is not asked."""
+    kv_dtype = load_i64(p + KV_DTYPE)
+    return MATRIX_UNIT and load_i64(p + DTYPE) == BF16 and (kv_dtype == BF16 or kv_dtype == INT8)
+
+
 @kernel
 def attend(p: int) -> None:
     """By mode, tasks are
@@ -73,6 +85,9 @@ def attend(p: int) -> None:
         return
     memory = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
     tasks, kv_heads, parts = load_i64(p + NUM_TASKS), load_i64(p + KV_HEADS), load_i64(p + PARTS)
+    on_unit = mode == TILES and by_matrix_unit(p)
+    if on_unit:
+        configure(2 * WIDTH)
     while True:
         task = fetch_add(p + TASK, 1)
         if task >= tasks:
@@ -94,5 +109,9 @@ def attend(p: int) -> None:
             row = load_i32(load_i64(p + QUERY_START) + 4 * seq)
         if tile == DECODE:
             decode(p, seq, row, head, part, memory)
+        elif on_unit:
+            prefill_matrix(p, seq, tile, head, memory)
         else:
             prefill(p, seq, tile, head, memory)
+    if on_unit:
+        configure(0)

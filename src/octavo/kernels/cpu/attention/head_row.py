@@ -11,15 +11,22 @@ from octavo.kernels.cpu.attention.words import (
     DTYPE,
     EPS,
     HEAD,
+    HEADS,
     K_NORM,
     KEY_STRIDE,
     KEYS,
     KV,
     KV_DTYPE,
+    KV_HEADS,
     NORM_DTYPE,
+    OUT,
+    OUT_STRIDE,
     PAGE,
     POSITIONS,
+    Q_NORM,
+    Q_STRIDE,
     ROTARY,
+    SCALE,
     SCALES,
     SINKS,
     SINKS_DTYPE,
@@ -28,6 +35,7 @@ from octavo.kernels.cpu.attention.words import (
     VALUE_STRIDE,
     VALUES,
     WINDOW,
+    Q,
 )
 from octavo.kernels.cpu.emitter import F32, INT8, ITEM_SIZE
 from octavo.kernels.cpu.jit import device
@@ -115,3 +123,28 @@ def finish(p: int, target: int, query_head: int, acc: int, top: float, total: fl
         total = total * kept + exponential(sink - largest)
     scale(acc, kept / total, dim)
     narrow(load_i64(p + DTYPE), acc, target, dim)
+
+
+@device
+def load_query(p: int, start: int, head: int, pair: int, target: int, spare: int) -> None:
+    """The query of a pair of (token, query head) of a sequence whose rows begin at ``start``, as f32, scaled."""
+    dim = load_i64(p + DIM)
+    group = load_i64(p + HEADS) // load_i64(p + KV_HEADS)
+    token = pair // group
+    query_head = head * group + pair - token * group
+    row = start + token
+    source = load_i64(p + Q) + row * load_i64(p + Q_STRIDE) + query_head * dim * ITEM_SIZE[load_i64(p + DTYPE)]
+    prepare(p, source, target, load_i64(p + Q_NORM), row, spare)
+    scale(target, load_f64(p + SCALE), dim)
+
+
+@device
+def store_result(p: int, start: int, head: int, pair: int, acc: int, top: float, total: float, spare: int) -> None:
+    """Finish such a pair: see :func:`finish`."""
+    dim = load_i64(p + DIM)
+    group = load_i64(p + HEADS) // load_i64(p + KV_HEADS)
+    token = pair // group
+    query_head = head * group + pair - token * group
+    target = load_i64(p + OUT) + (start + token) * load_i64(p + OUT_STRIDE)
+    target += query_head * dim * ITEM_SIZE[load_i64(p + DTYPE)]
+    finish(p, target, query_head, acc, top, total, spare)

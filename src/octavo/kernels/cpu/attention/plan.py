@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from octavo.kernels.cpu import checks
+from octavo.kernels.cpu.attention import prefill_matrix
 from octavo.kernels.cpu.attention.words import (
     DECODES,
     LANES,
@@ -19,6 +20,7 @@ from octavo.kernels.cpu.emitter import WIDTH
 from octavo.kernels.cpu.launch import (
     num_threads,
 )
+from octavo.kernels.cpu.panels import MATRIX_UNIT
 from octavo.kernels.cpu.tiles import (
     NO_WINDOW,
 )
@@ -76,6 +78,8 @@ def make_plan(
         busy = threads if batch.num_rows * num_heads * dim * sees > SMALL_TILES else 1
         padded = -(-dim // WIDTH) * WIDTH
         words = max(words, 4 * (2 * padded * LANES + TILE_KEYS * (LANES + padded) + 4 * LANES + 3 * dim))
+        if MATRIX_UNIT:
+            words = max(words, 4 * prefill_matrix.scratch(dim))
         shared = 16 * (2 * batch.num_seqs + batch.num_rows * group // LANES)
     return Plan(
         batch,

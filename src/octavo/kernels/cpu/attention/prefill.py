@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from octavo.kernels.cpu.attention.head_row import finish, prepare, visible
+from octavo.kernels.cpu.attention.head_row import load_query, store_result, visible
 from octavo.kernels.cpu.attention.words import (
     BLOCK_SIZE,
     CONTEXT,
     DIM,
-    DTYPE,
     HEAD,
     HEADS,
     KV,
     KV_DTYPE,
     KV_HEADS,
     LANES,
-    OUT,
-    OUT_STRIDE,
     PAGE,
-    Q_NORM,
-    Q_STRIDE,
     QUERY_START,
-    SCALE,
     SCALES,
     SOFTCAP,
     TABLE_STRIDE,
@@ -28,7 +22,6 @@ from octavo.kernels.cpu.attention.words import (
     TILE_KEYS,
     VALUE_OFFSET,
     WINDOW,
-    Q,
 )
 from octavo.kernels.cpu.emitter import INT8, ITEM_SIZE, WIDTH
 from octavo.kernels.cpu.jit import device
@@ -86,9 +79,8 @@ def load_keys(p: int, seq: int, base: int, low: int, high: int, target: int, pad
 @device
 def prefill(p: int, seq: int, tile: int, head: int, memory: int) -> None:
     """One tile: pairs ``tile * LANES ..`` of (token, query head), token by token, of one sequence and KV head."""
-    dim, heads, dtype = load_i64(p + DIM), load_i64(p + HEADS), load_i64(p + DTYPE)
-    group = heads // load_i64(p + KV_HEADS)
-    item = ITEM_SIZE[dtype]
+    dim = load_i64(p + DIM)
+    group = load_i64(p + HEADS) // load_i64(p + KV_HEADS)
     padded = (dim + WIDTH - 1) // WIDTH * WIDTH
     start = load_i32(load_i64(p + QUERY_START) + 4 * seq)
     queries = load_i32(load_i64(p + QUERY_START) + 4 * seq + 4) - start
@@ -110,17 +102,11 @@ def prefill(p: int, seq: int, tile: int, head: int, memory: int) -> None:
     fill(acc, 0.0, padded * LANES)
     fill(state, LOWEST, LANES)
     fill(state + 4 * LANES, 0.0, LANES)
-    source, source_stride = load_i64(p + Q), load_i64(p + Q_STRIDE)
-    factor = load_f64(p + SCALE)
     for lane in range(vectors * WIDTH):
         pair = first_pair + min(lane, pairs - 1)
-        token = pair // group
-        store_i32(positions + 4 * lane, first_position + token)
+        store_i32(positions + 4 * lane, first_position + pair // group)
         if lane < pairs:
-            query_head = head * group + pair - token * group
-            place = source + (start + token) * source_stride + query_head * dim * item
-            prepare(p, place, spare, load_i64(p + Q_NORM), start + token, spare + 4 * dim)
-            scale(spare, factor, dim)
+            load_query(p, start, head, pair, spare, spare + 4 * dim)
             spread(spare, q + 4 * lane, LANES, dim)
 
     window = load_i64(p + WINDOW)
@@ -138,12 +124,7 @@ def prefill(p: int, seq: int, tile: int, head: int, memory: int) -> None:
         load_keys(p, seq, base + load_i64(p + VALUE_OFFSET), low, high, rows, padded)
         product(rows, 1, padded, padded, high - low, scores, acc, LANES, vectors, state + 8 * LANES)
 
-    out, out_stride = load_i64(p + OUT), load_i64(p + OUT_STRIDE)
     for lane in range(pairs):
-        pair = first_pair + lane
-        token = pair // group
-        query_head = head * group + pair - token * group
         collect(acc + 4 * lane, LANES, spare, dim)
-        target = out + (start + token) * out_stride + query_head * dim * item
         top, total = load_f32(state + 4 * lane), load_f32(state + 4 * (LANES + lane))
-        finish(p, target, query_head, spare, top, total, spare + 4 * dim)
+        store_result(p, start, head, first_pair + lane, spare, top, total, spare + 4 * dim)
