@@ -67,7 +67,7 @@ def make_schedule(p: int) -> None:
 def by_matrix_unit(p: int) -> bool:
     """Whether tiles go through the matrix unit: it takes bfloat16, so where queries are more exact it is not asked."""
     kv_dtype = load_i64(p + KV_DTYPE)
-    return MATRIX_UNIT and load_i64(p + DTYPE) == BF16 and (kv_dtype == BF16 or kv_dtype == INT8)
+    return MATRIX_UNIT and load_i64(p + DTYPE) == BF16 and kv_dtype in (BF16, INT8)
 
 
 @kernel
