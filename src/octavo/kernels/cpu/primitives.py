@@ -19,6 +19,7 @@ from llvmlite import ir
 from octavo.kernels import noise
 from octavo.kernels.cpu.emitter import (
     BF16,
+    CACHE_LINE,
     F16,
     F32,
     FLOAT,
@@ -294,6 +295,17 @@ def copy_bytes(e: Emitter, source: Value, target: Value, count: Value) -> None:
     if moved is None:
         moved = ir.Function(e.b.module, ir.FunctionType(pointer, [pointer, pointer, I64]), "memmove")
     e.b.call(moved, [e.b.inttoptr(target, pointer), e.b.inttoptr(source, pointer), count])
+
+
+def _prefetch(address: int, size: int) -> None:
+    """Nothing to see: memory is the same afterwards."""
+
+
+@primitive("vii", _prefetch)
+def prefetch(e: Emitter, address: Value, size: Value) -> None:
+    """Ask for ``size`` bytes to be brought into the cache behind the nearest."""
+    with e.loop(e.const(0), size, CACHE_LINE) as offset:
+        e.prefetch(e.b.add(address, offset), CACHE_LINE, near=2)
 
 
 # ---------------------------------------------------------------- rows

@@ -41,6 +41,7 @@ from octavo.kernels.cpu.primitives import (
     load_i32,
     load_i64,
     narrow,
+    prefetch,
     scale,
     store_i32,
 )
@@ -86,6 +87,17 @@ def gather(p: int, seq: int, base: int, first: int, low: int, high: int, target:
             else:
                 copy_bytes(source + i * line, place + 2 * i * padded, 2 * length)
         j += count
+
+
+@device
+def ask_for(p: int, seq: int, base: int, first: int, end: int, part: int, parts: int) -> None:
+    """Ask for a part of the keys or values ``first .. end - 1``, to be gathered soon: they lie in blocks anywhere,
+    which no cache expects."""
+    block_size, line = load_i64(p + BLOCK_SIZE), load_i64(p + DIM) * ITEM_SIZE[load_i64(p + KV_DTYPE)]
+    table = load_i64(p + TABLES) + seq * load_i64(p + TABLE_STRIDE)
+    last = (end - 1) // block_size
+    for block in range(first // block_size + part, last + 1, parts):
+        prefetch(base + load_i32(table + 4 * block) * load_i64(p + PAGE), block_size * line)
 
 
 @device
@@ -150,6 +162,7 @@ def prefill_matrix(p: int, seq: int, tile: int, head: int, memory: int) -> None:
 
     window, softcap = load_i64(p + WINDOW), load_f64(p + SOFTCAP)
     base = load_i64(p + KV) + head * load_i64(p + HEAD)
+    values = base + load_i64(p + VALUE_OFFSET)
     first_key = visible(p, oldest)
     for key_tile in range(first_key // TILE_KEYS, newest // TILE_KEYS + 1):
         first = key_tile * TILE_KEYS
@@ -167,11 +180,12 @@ def prefill_matrix(p: int, seq: int, tile: int, head: int, memory: int) -> None:
                 )
             if kv_dtype == INT8:
                 scale_rows(s, low - first, high - first, scales)
+            ask_for(p, seq, base, first + TILE_KEYS, min(newest + 1, first + 2 * TILE_KEYS), panel, panels)
             tile_softmax(
                 s + 4 * PANEL * (low - first), PANEL, high - low, PANEL // WIDTH, low, positions + 4 * PANEL * panel,
                 window, masked, softcap, own,
             )  # fmt: skip
-        gather(p, seq, base + load_i64(p + VALUE_OFFSET), first, low, high, rows, padded, scales)
+        gather(p, seq, values, first, low, high, rows, padded, scales)
         for j in range(top, end, DEPTH):
             for i in range(0, padded, WIDTH):
                 transpose_pairs(
@@ -185,6 +199,7 @@ def prefill_matrix(p: int, seq: int, tile: int, head: int, memory: int) -> None:
             fill(s + 4 * PANEL * (high - first), 0.0, PANEL * (end - high + first))
             pack_weights(s + 4 * PANEL * top, end - top, packed)
             sums = acc + panel * 4 * padded * PANEL
+            ask_for(p, seq, values, first + TILE_KEYS, min(newest + 1, first + 2 * TILE_KEYS), panel, panels)
             rescale(sums, padded, state + panel * STATE + 8 * PANEL)
             for i in range(0, padded, DEPTH):
                 x = turned + 2 * (TILE_KEYS * i + top)
