@@ -211,3 +211,28 @@ def test_what_is_not_finite_stays_in_its_sequence_in_int8(name: str) -> None:
     out, _ = case.fused(name)
     assert out[0, -32:].isnan().all()
     assert not out[1:].isnan().any()
+
+
+def eager_bfloat16(case: Case, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """What attention is in transformers, for one sequence in bfloat16: products of bfloat16, softmax in float32,
+    rounded again. Keys and values [context, HK, D]."""
+    group = case.num_heads // case.num_kv_heads
+    q = case.new_keys()[0].bfloat16().transpose(0, 1)
+    k, v = (x.bfloat16().repeat_interleave(group, 1).transpose(0, 1) for x in (keys, values))
+    scores = (q @ k.transpose(1, 2)) * case.scale
+    at, seen = case.meta.positions[:, None], torch.arange(len(keys))[None]
+    weights = scores.float().masked_fill(seen > at, -math.inf).softmax(-1).bfloat16()
+    return (weights @ v).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="shapes must be large enough to average over")
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=str)
+def test_prefill_in_bfloat16_is_more_exact_than_eager_attention(kv_dtype: torch.dtype | None) -> None:
+    case = Case([(150, 400)], 6, 2, 64, dtype=torch.bfloat16, kv_dtype=kv_dtype)
+    out, kv = case.fused("cpu")
+    expected = case.expected(fused=True)
+    table = case.meta.block_tables[0, :25].long()
+    stored = items(kv)[table, 1].permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :400]
+    eager = eager_bfloat16(case, *stored)
+    errors = [(x.double() - expected).pow(2).mean().sqrt().item() for x in (out, eager)]
+    assert errors[0] <= errors[1], errors

@@ -9,12 +9,13 @@ import torch
 from kernel_case import BACKENDS, Case, backend, small
 
 LENGTH = small(200, by=5)
+DTYPES = [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.int8)]
 SHAPES = [(9, 3, 64), (4, 4, 32), (8, 1, 40)]
 
 
 def prefilled(name: str, case: Case, chunks: list[int], batch_invariant: bool) -> torch.Tensor:
     """The rows of one sequence, computed ``chunks`` at a time from nothing."""
-    kv = case.layout.view(case.layout.allocate(int(case.meta.block_tables.max()) + 1))
+    kv = case.left = case.layout.view(case.layout.allocate(int(case.meta.block_tables.max()) + 1))
     outputs, done = [], 0
     for count in chunks:
         mine = slice(done, done + count)
@@ -28,7 +29,7 @@ def prefilled(name: str, case: Case, chunks: list[int], batch_invariant: bool) -
             max_query=count,
             max_context=done,
         )
-        out = torch.full((count, case.num_heads * case.dim), torch.nan)
+        out = torch.full((count, case.num_heads * case.dim), torch.nan, dtype=case.dtype)
         backend(name).fused_attention(
             case.qkv[mine].clone(), case.norms[0], case.norms[1], 1e-5, case.cos_sin, kv, 1, meta, case.scale, out,
             case.num_heads, case.num_kv_heads, case.window, case.softcap, case.sinks, batch_invariant,
@@ -41,10 +42,14 @@ def prefilled(name: str, case: Case, chunks: list[int], batch_invariant: bool) -
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_batch_invariant_rows_have_the_same_bits_however_they_are_chunked(
-    name: str, shape: tuple[int, int, int], window: int | None
+    name: str, shape: tuple[int, int, int], window: int | None, dtypes: tuple[torch.dtype, torch.dtype | None]
 ) -> None:
-    case = Case([(LENGTH, LENGTH)], *shape, window=window, has_norm=True, has_sinks=True)
+    dtype, kv_dtype = dtypes
+    case = Case(
+        [(LENGTH, LENGTH)], *shape, 7, window=window, dtype=dtype, kv_dtype=kv_dtype, has_norm=True, has_sinks=True
+    )
     whole = prefilled(name, case, [LENGTH], batch_invariant=True)
     case.check(whole, fused=True)
     sevens = [7] * (LENGTH // 7) + ([LENGTH % 7] if LENGTH % 7 else [])

@@ -20,7 +20,8 @@ from kernel_case import INTERPRETED
 from numba import types
 
 from octavo.kernels import noise
-from octavo.kernels.cpu import draws, grouped_panels, int8_panels, panels, tiles  # noqa: F401  (they add to the table of primitives)
+# they add to the table of primitives
+from octavo.kernels.cpu import draws, grouped_panels, int8_panels, pairs, panels, tiles  # noqa: F401
 from octavo.kernels.cpu.emitter import BF16, F16, F32, INT8
 from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.cpu.primitives import GELU, PRIMITIVES, SILU
@@ -139,6 +140,15 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
                 add("softmax", At(0), count, softcap, At(300))
     for count in (64, 65, 200, 640):
         add("group_largest", At(1), count, At(1000))
+    add("transpose_words", At(0), 80, At(3000), 72)
+    add("transpose_pairs", At(0), 40, At(3000), 68)
+    for keys in (32, 64):
+        add("pack_weights", At(0), keys, At(3000))
+    for rows in (1, 80):
+        add("rescale", At(0), rows, At(20_000))
+    for count in (5, 16, 100):
+        add("int8_to_bf16", At(0), At(300), count)
+        add("prefetch", At(0), count)
     for dtype in (F32, BF16, F16, INT8):
         for group in (1, 2, 3, 4):
             for keys, dim in ((1, 16), (7, 80), (16, 64)):
