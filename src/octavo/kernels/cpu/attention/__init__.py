@@ -8,7 +8,8 @@ threads; the arithmetic is the same.
 A sequence that brings more is *prefilled* in tiles: up to ``LANES`` pairs of (token, query head) side by side, against
 ``TILE_KEYS`` keys at a time, with online softmax (Dao et al., FlashAttention, 2022). Tiles of keys start at multiples
 of ``TILE_KEYS`` and a query's arithmetic stays in its lane, so its result depends on its own position and on nothing
-else; with ``batch_invariant`` every sequence goes this way, and head sizes that are not a multiple of 16 always do.
+else; with ``batch_invariant`` every sequence goes this way, and head sizes that are not a multiple of 16 always do. In
+bfloat16, on a CPU with a matrix unit, the tiles' products are that unit's (``prefill_matrix.py``), by the same rule.
 """
 
 from __future__ import annotations

@@ -92,8 +92,7 @@ def write(p: int, row: int, head: int, spare: int) -> None:
     value = load_i64(p + VALUES) + row * load_i64(p + VALUE_STRIDE) + head * dim * item
     if kv_dtype == INT8:
         store_f32(scale_at, quantize_row(F32, spare, target, dim))
-        widen(dtype, value, spare, dim)
-        store_f32(scale_at + offset, quantize_row(F32, spare, target + offset, dim))
+        store_f32(scale_at + offset, quantize_row(dtype, value, target + offset, dim))
         return
     narrow(kv_dtype, spare, target, dim)
     if dtype == kv_dtype:
