@@ -20,6 +20,7 @@ from kernel_case import INTERPRETED
 from numba import types
 
 from octavo.kernels import noise
+
 # they add to the table of primitives
 from octavo.kernels.cpu import draws, grouped_panels, int8_panels, pairs, panels, tiles  # noqa: F401
 from octavo.kernels.cpu.emitter import BF16, F16, F32, INT8
