@@ -16,6 +16,7 @@ BUNDLED_MODEL = "tales"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("auto", "int8")
+QUANTIZATIONS = ("int8",)
 PREEMPTIONS = ("auto", "swap", "recompute")
 POLICIES = ("fcfs", "priority", "srpt", "fair")
 VICTIMS = ("rank", "lru", "none")
@@ -50,6 +51,9 @@ class EngineConfig:
         tokenizer: another folder or hub id to take the tokenizer from [the model's].
         dtype: of weights, activations and KV memory; "auto" takes the checkpoint's where the machine computes in it
             at speed, float32 otherwise.
+        quantization: of weights: "int8" makes each matrix, embeddings and head too, 8 bits with a scale for each
+            output while it is loaded, and multiplies by activations that are rounded to 8 bits row by row [none: a
+            matrix is computed with as it is stored].
         kv_cache_dtype: of keys and values in memory: "auto" is ``dtype``, "int8" stores them in 8 bits with a scale
             for each token and KV head.
         device: "cpu", or "auto".
@@ -104,6 +108,7 @@ class EngineConfig:
     revision: str | None = None
     tokenizer: str | None = None
     dtype: str = "auto"
+    quantization: str | None = None
     kv_cache_dtype: str = "auto"
     device: str = "auto"
     kernels: str = "auto"
@@ -162,6 +167,8 @@ class EngineConfig:
             if value is not None and (not isinstance(value, str) or not value):
                 raise ConfigError(f"{name} must be a non-empty string, not {value!r}")
         _choice("dtype", self.dtype, DTYPES)
+        if self.quantization is not None:
+            _choice("quantization", self.quantization, QUANTIZATIONS)
         _choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _choice("device", self.device, DEVICES)
         _choice("kernels", self.kernels, KERNELS)

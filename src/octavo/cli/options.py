@@ -23,6 +23,7 @@ from octavo.config import (
     LINEAR_KINDS,
     POLICIES,
     PREEMPTIONS,
+    QUANTIZATIONS,
     SPECULATIVE,
     VICTIMS,
     EngineConfig,
@@ -52,6 +53,9 @@ ENGINE: dict[str, Flag] = {
     "revision": Flag(str, "The hub revision: branch, tag or commit."),
     "tokenizer": Flag(str, "Another folder or hub id to take the tokenizer from."),
     "dtype": Flag(str, "Of weights, activations and KV memory.", metavar=_one_of(DTYPES)),
+    "quantization": Flag(
+        str, "Of weights, while they are loaded.", "none: as they are stored", metavar=_one_of(QUANTIZATIONS)
+    ),
     "kv_cache_dtype": Flag(str, "Of KV memory; auto is --dtype.", metavar=_one_of(KV_CACHE_DTYPES)),
     "device": Flag(str, "Where to compute.", metavar=_one_of(DEVICES)),
     "kernels": Flag(str, "Which kernels compute.", metavar=_one_of(KERNELS)),

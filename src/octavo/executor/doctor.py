@@ -63,7 +63,7 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
     threads = config.num_threads or default_threads()
     stored = _stored_dtype(model, stored_weights)
     dtype, notes = resolve_dtype(config.dtype, stored, torch.device("cpu"))
-    weights = weights_bytes(model, dtype)
+    weights = weights_bytes(model, dtype, config.quantization)
     groups = model.layer_groups
     layout = kv_layout(config, model, dtype)
     return Report(

@@ -62,6 +62,7 @@ class TorchExecutor:
             kernels=self._kernels,
             batch_invariant=config.batch_invariant,
             linear_kind=config.linear_kind,
+            quantization=config.quantization,
             progress=progress,
         )
         self._kernels.warm_up(progress)

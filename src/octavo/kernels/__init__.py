@@ -35,6 +35,8 @@ int8 a :class:`QuantizedKv`. Outputs are written to ``out``, which the caller pr
   backend compiles, now; ``progress(name, i, total)`` is called before each kernel that is not in the disk cache
 - ``PanelLinear(weight, bias=None, activation=None)``, where a backend has matrix products of its own: see
   ``kernels/cpu/linear.py``. ``PanelLinear.available()`` says whether this machine is good at them
+- ``QUANTIZED_LINEARS``: kinds of products with a :class:`~octavo.kernels.quantized.QuantizedWeight`, the best first:
+  of those that are ``available()`` the first that ``serves(weight)`` is taken, and the last serves all
 - ``penalize(logits [B, V] float32, ...)`` lives with the sampler in ``executor/``.
 """
 

@@ -11,6 +11,7 @@ import torch
 
 from octavo.kernels import AttentionMetadata, Kv
 from octavo.model.config import ModelConfig
+from octavo.model.embedding import Embedding
 from octavo.model.linear import GatedLinear, Linear
 from octavo.model.rope import cos_sin_table
 
@@ -57,7 +58,7 @@ class Decoder:
 
     Args:
         config: its shape.
-        embedding: ``[vocab, hidden]``, of the dtype the decoder computes in.
+        embedding: token to ``[hidden]``, of the dtype the decoder computes in.
         layers: bottom first.
         final_norm: ``[hidden]``.
         head: hidden -> vocab.
@@ -70,7 +71,7 @@ class Decoder:
     def __init__(
         self,
         config: ModelConfig,
-        embedding: torch.Tensor,
+        embedding: Embedding,
         layers: list[DecoderLayer],
         final_norm: torch.Tensor,
         head: Linear,
@@ -92,9 +93,8 @@ class Decoder:
         self._next_norms = [layer.input_norm for layer in layers[1:]] + [final_norm]
         self._head = head
         self._kernels = kernels
-        own = getattr(kernels, "PanelLinear", None)
-        self._recordable = own is not None and all(
-            isinstance(linear, own)
+        self._recordable = all(
+            getattr(linear, "recordable", False)
             for layer in layers
             for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
         )
@@ -159,7 +159,7 @@ class Decoder:
         """The head alone: rows of :meth:`hidden` to float32 ``[R, vocab]``, good until the next call."""
         if not hidden.shape[0]:
             return self._logits[:0]
-        logits, cap = self._to_float(self._head(hidden)), self.config.logit_softcap
+        logits, cap = self._head_to_float(hidden), self.config.logit_softcap
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
     @torch.inference_mode()
@@ -184,7 +184,7 @@ class Decoder:
         fused_attention, softcap = kernels.fused_attention, config.attention_softcap
         last = len(self._layers) - 1
 
-        torch.index_select(self._embedding, 0, token_ids, out=residual)
+        self._embedding(token_ids, residual)
         if self._embedding_scale != 1.0:
             residual.mul_(self._embedding_scale)
         if programs:
@@ -253,12 +253,16 @@ class Decoder:
             programs.append(program)
         return programs
 
-    def _to_float(self, logits: torch.Tensor) -> torch.Tensor:
-        if logits.dtype == torch.float32:
-            return logits
-        if self._logits.shape[0] < logits.shape[0]:
-            self._logits = torch.empty(logits.shape, dtype=torch.float32, device=self.device)
-        return self._logits[: logits.shape[0]].copy_(logits)
+    def _head_to_float(self, hidden: torch.Tensor) -> torch.Tensor:
+        if getattr(self._head, "widens", False):
+            return self._head(hidden, self._room_for_logits(hidden.shape[0]))
+        logits = self._head(hidden)
+        return logits if logits.dtype == torch.float32 else self._room_for_logits(hidden.shape[0]).copy_(logits)
+
+    def _room_for_logits(self, rows: int) -> torch.Tensor:
+        if self._logits.shape[0] < rows:
+            self._logits = torch.empty(rows, self.config.vocab_size, dtype=torch.float32, device=self.device)
+        return self._logits[:rows]
 
     def _buffers(self, num_tokens: int) -> _Buffers:
         views = self._views.get(num_tokens)

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from octavo.errors import ConfigError, EngineError
+from octavo.kernels.quantized import QuantizedWeight
 from octavo.model.choosing import KindChooser
 
 
@@ -36,6 +37,16 @@ class GatedLinear(Protocol):
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """The gated product: ``out``."""
+
+
+class QuantizedProduct(Linear, Protocol):
+    """A product with a weight in few bits."""
+
+    recordable: bool  #: whether programs can hold it
+    widens: bool  #: whether ``out`` may be float32 whatever x is
+
+    def rows(self, indexes: torch.Tensor) -> QuantizedWeight:
+        """Some of the weight's rows, int64 ``[M]``."""
 
 
 TILE = 16
@@ -185,6 +196,7 @@ class LinearFactory:
                 f"linear_kind={self._chooser.wanted!r} is not to be had here, with weights in {dtype} on this machine: "
                 f"use auto, measure, {', '.join(offered)}"
             )
+        self._quantized = [kind for kind in kernels.QUANTIZED_LINEARS if kind.available()]
         self._choices: dict[tuple[int, int, bool], Any] = {}
         self._notes: dict[tuple[int, int, bool], str] = {}
 
@@ -193,21 +205,38 @@ class LinearFactory:
         """One line for each shape: what was chosen, and the times that decided."""
         return list(self._notes.values())
 
-    def build(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    def build(self, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None = None) -> Linear:
         """A linear that owns ``weight`` (``[N, K]``, contiguous); the caller should drop it.
 
         Raises:
             EngineError: ``batch_invariant``, and no product of this machine keeps rows apart.
         """
+        if isinstance(weight, QuantizedWeight):
+            return self.build_quantized(weight, bias)
         kind = self._kind(weight, bias)
         return self._tiled(kind(weight, bias), weight.shape[1]) if self.batch_invariant else kind(weight, bias)
 
-    def build_gated(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> GatedLinear:
+    def build_quantized(
+        self, weight: QuantizedWeight, bias: torch.Tensor | None = None, activation: str | None = None
+    ) -> QuantizedProduct:
+        """A product with a weight in few bits: the first kind that serves it. Sums of whole numbers are exact, so that
+        a row's result never depends on the rows beside it."""
+        kind = next(kind for kind in self._quantized if kind.serves(weight))
+        made: QuantizedProduct = kind(weight, bias, activation)
+        rows, inputs = weight.shape
+        self._notes[rows, inputs, bias is not None] = f"linear {rows}x{inputs}: {made.kind} (by its bits and groups)"
+        return made
+
+    def build_gated(
+        self, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None, activation: str
+    ) -> GatedLinear:
         """A linear whose first half of columns is the gate of the second: ``activation`` names the backend's kernel.
 
         Raises:
             EngineError: as :meth:`build`.
         """
+        if isinstance(weight, QuantizedWeight):
+            return self.build_quantized(weight, bias, activation)
         if not self.batch_invariant and self._kind(weight, bias) is self._panels:
             gated: GatedLinear = self._panels(weight, bias, activation)
             return gated

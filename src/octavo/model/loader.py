@@ -14,8 +14,10 @@ from octavo.model.choosing import KindChooser
 from octavo.model.config import ModelConfig
 from octavo.model.decoder import Decoder, DecoderLayer
 from octavo.model.dtypes import resolve_dtype
+from octavo.model.embedding import Embedding, FullEmbedding, QuantizedEmbedding
 from octavo.model.families import read_model_config
 from octavo.model.formats import Weight, Weights, open_weights
+from octavo.model.formats.quantizing import SCHEMES, QuantizingWeights
 from octavo.model.formats.stacking import stacked
 from octavo.model.linear import GatedLinear, Linear, LinearFactory
 from octavo.model.quantized import QuantizedWeight
@@ -31,7 +33,6 @@ _PLACES = (
 """What names may begin with, and what the head is called then."""
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias)")
 """Tensors that older exporters wrote and that are computed, not learned."""
-_ROWS_AT_ONCE = 4096  # of an embedding in few bits: what is widened at a time stays small
 
 
 def load_model(
@@ -42,6 +43,7 @@ def load_model(
     kernels: ModuleType,
     batch_invariant: bool = False,
     linear_kind: str = "auto",
+    quantization: str | None = None,
     progress: Progress | None = None,
 ) -> Decoder:
     """Load a model in Hugging Face layout.
@@ -57,6 +59,8 @@ def load_model(
         batch_invariant: a row's result has the same bits whatever the batch (see :mod:`octavo.model.linear`).
         linear_kind: how products with unquantised weights are done: "auto", "measure" or a kind (see
             :class:`octavo.model.choosing.KindChooser`).
+        quantization: matrices are quantised while they are read: a key of
+            :data:`octavo.model.formats.quantizing.SCHEMES` [they are taken as they are].
         progress: called with ("loading weights", bytes read, bytes in all).
 
     Raises:
@@ -64,21 +68,29 @@ def load_model(
         UnsupportedModelError: config.json asks for what Octavo has not.
         UnsafeWeightsError: only pickled weights.
         WeightsError: damaged files, missing tensors, wrong shapes.
-        ConfigError: the dtype cannot be computed here, or there is no such kind of product.
+        ConfigError: the dtype cannot be computed here, there is no such kind of product, or ``quantization``
+            contradicts the checkpoint.
         EngineError: ``batch_invariant`` cannot be honoured here.
     """
     config = read_model_config(folder)
     weights = open_weights(folder)
+    if quantization is not None:
+        weights = QuantizingWeights(weights, quantization)
     with torch.inference_mode(False), torch.no_grad():
         return _Loading(
             config, weights, dtype, torch.device(device), kernels, batch_invariant, linear_kind, progress
         ).decoder()
 
 
-def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+def weights_bytes(config: ModelConfig, dtype: torch.dtype, quantization: str | None = None) -> int:
     """What the weights may take in memory at most, in bytes. A tied embedding counts twice: rows are looked up in one
-    copy, and the product with it may read a packed one."""
+    copy, and the product with it may read a packed one. Quantised it is held once."""
     wider = torch.float32.itemsize - dtype.itemsize if config.norm_offset else 0
+    if quantization is not None:
+        scheme = SCHEMES[quantization]
+        # beside a group's scale there may be a minimum, or an output's sum
+        bits = scheme.bits + 64 / (scheme.group_size or min(config.hidden_size, config.q_size))
+        return int(_parameters(config) * bits / 8) + _norms(config) * (dtype.itemsize + wider)
     return (_parameters(config) + config.vocab_size * config.hidden_size) * dtype.itemsize + _norms(config) * wider
 
 
@@ -128,13 +140,9 @@ class _Loading:
 
     def decoder(self) -> Decoder:
         config = self.config
-        embedding, head_weight = self._tables()
+        embedding, head = self._ends()  # before the layers: what it takes to pack the largest matrix is free again
         layers = [self._layer(index) for index in range(config.num_layers)]
         final_norm = self._norm("norm.weight", config.hidden_size)
-        head = self.factory.build(embedding if head_weight is None else self._full(head_weight))
-        self.bytes_kept += embedding.nbytes
-        if head_weight is not None or not head.kind.startswith("plain"):
-            self.bytes_kept += (embedding if head_weight is None else head_weight).nbytes
         self._note_unused()
         return Decoder(
             config,
@@ -172,39 +180,57 @@ class _Loading:
             post_mlp_norm=self._post_norm(f"layers.{index}.post_feedforward_layernorm.weight"),
         )
 
-    def _tables(self) -> tuple[torch.Tensor, Weight | None]:
-        """The embedding, and the head's weight where it is not the same one.
+    def _ends(self) -> tuple[Embedding, Linear]:
+        """The embedding and the head.
 
         Embeddings that config.json calls tied may be stored under either name; stored under both with different
         values they are not tied, as transformers decides too.
         """
         embedding, head = self.prefix + _EMBEDDING, self.head
         if not self.config.tie_word_embeddings:
-            return self._full(self._table(embedding)), self._whole(self._table(head))
+            return self._embedding(self._table(embedding)), self._head(self._table(head))
         if head not in self.weights or embedding not in self.weights:
-            stored = self._table(embedding if embedding in self.weights else head)
-            return self._full(stored), self._whole(stored) if isinstance(stored, QuantizedWeight) else None
+            return self._tied(self._table(embedding if embedding in self.weights else head))
         stored, other = self._table(embedding), self._table(head)
-        if isinstance(stored, torch.Tensor) and isinstance(other, torch.Tensor) and torch.equal(stored, other):
-            return self._full(stored), None
+        if _alike(stored, other):
+            return self._tied(stored)
         self.notes.append(
             f"config.json ties the embeddings, but the checkpoint has two different ones ({embedding}, {head}): both "
             "are used, untied"
         )
-        return self._full(stored), self._whole(other)
+        return self._embedding(stored), self._head(other)
+
+    def _tied(self, stored: Weight) -> tuple[Embedding, Linear]:
+        if isinstance(stored, QuantizedWeight):
+            self.bytes_kept += stored.nbytes
+            product = self.factory.build_quantized(stored)
+            return QuantizedEmbedding(product, self.dtype, self.device), product
+        table = self._full(stored)
+        head = self.factory.build(table)
+        self.bytes_kept += table.nbytes * (1 if head.kind.startswith("plain") else 2)
+        return FullEmbedding(table), head
+
+    def _embedding(self, stored: Weight) -> Embedding:
+        """An embedding that is not the head."""
+        whole = self._whole(stored)
+        self.bytes_kept += whole.nbytes
+        if isinstance(whole, QuantizedWeight):
+            return QuantizedEmbedding(whole, self.dtype, self.device)
+        return FullEmbedding(whole)
+
+    def _head(self, stored: Weight) -> Linear:
+        """A head that is not the embedding."""
+        whole = self._whole(stored)
+        self.bytes_kept += whole.nbytes
+        return self.factory.build(whole)
 
     def _table(self, name: str) -> Weight:
         """The embedding or the head, as stored."""
         return self._matrix(name.removesuffix(".weight"), self.config.vocab_size, self.config.hidden_size)
 
-    def _full(self, stored: Weight) -> torch.Tensor:
-        """A matrix in full, whose rows can be looked up."""
-        table = torch.empty(stored.shape, dtype=self.dtype, device=self.device)
-        if isinstance(stored, torch.Tensor):
-            return table.copy_(stored)
-        for rows in torch.arange(stored.shape[0]).split(_ROWS_AT_ONCE):
-            table[rows[0] : rows[-1] + 1] = stored.rows(rows).dequantized()
-        return table
+    def _full(self, stored: torch.Tensor) -> torch.Tensor:
+        """A matrix in the decoder's dtype, apart from the file."""
+        return torch.empty(stored.shape, dtype=self.dtype, device=self.device).copy_(stored)
 
     def _whole(self, stored: Weight) -> Weight:
         """A matrix as the factory wants it, apart from the file."""
@@ -212,13 +238,11 @@ class _Loading:
 
     def _linear(self, module: str, parts: dict[str, int], width: int, has_bias: bool) -> Linear:
         """The named products of a module as one, stacked in order."""
-        weight, bias = self._stacked(module, parts, width, has_bias)
-        return self.factory.build(weight if isinstance(weight, torch.Tensor) else self._full(weight), bias)
+        return self.factory.build(*self._stacked(module, parts, width, has_bias))
 
     def _gated(self, module: str, inner: int, width: int) -> GatedLinear:
         """Gate and up as one, with the activation that joins them."""
         weight, bias = self._stacked(module, {"gate_proj": inner, "up_proj": inner}, width, self.config.mlp_bias)
-        weight = weight if isinstance(weight, torch.Tensor) else self._full(weight)
         return self.factory.build_gated(weight, bias, self.config.activation)
 
     def _stacked(
@@ -276,3 +300,17 @@ class _Loading:
         if unused:
             names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
             self.notes.append(f"the checkpoint has {len(unused)} tensors that this architecture does not use: {names}")
+
+
+def _alike(stored: Weight, other: Weight) -> bool:
+    """Whether two matrices are the same."""
+    if isinstance(stored, QuantizedWeight) and isinstance(other, QuantizedWeight):
+        return stored.bits == other.bits and all(
+            (mine is None and theirs is None) or (mine is not None and theirs is not None and torch.equal(mine, theirs))
+            for mine, theirs in zip(
+                (stored.values, stored.scales, stored.mins), (other.values, other.scales, other.mins), strict=True
+            )
+        )
+    if isinstance(stored, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(stored, other)
+    return False

@@ -130,6 +130,8 @@ class Int8PanelLinear:
     """
 
     kind = "int8 panels"
+    recordable = True
+    widens = True
 
     def __init__(
         self, weight: QuantizedWeight, bias: torch.Tensor | None = None, activation: str | None = None
@@ -177,6 +179,18 @@ class Int8PanelLinear:
     def nbytes(self) -> int:
         """What the weight takes in memory."""
         return sum(kept.nbytes for kept in (self.packed, self.scales, self.bias, self._shifts) if kept is not None)
+
+    def rows(self, indexes: torch.Tensor) -> QuantizedWeight:
+        """Some of the weight's rows, int64 ``[M]``, as they were: a table that is looked up in needs no other copy.
+
+        Raises:
+            ValueError: the product is gated.
+        """
+        if self._kind != PLAIN:
+            raise ValueError("a gated product's rows are not in order: it is no table")
+        by_row = self.packed.permute(0, 2, 4, 1, 3)[indexes // PANEL, indexes % PANEL // 16, indexes % 16]
+        values = by_row.reshape(len(indexes), -1).view(torch.int8)[:, : self.width]
+        return QuantizedWeight(values, self.scales[indexes].unsqueeze(1), None, 8)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product, in ``out`` (of any floating-point dtype up to float32) or in fresh memory of x's dtype.

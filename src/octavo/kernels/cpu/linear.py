@@ -147,6 +147,7 @@ class PanelLinear:
     """
 
     kind = "panels"
+    recordable = True
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None) -> None:
         if not self.serves(weight) or (bias is not None and bias.dtype != weight.dtype):

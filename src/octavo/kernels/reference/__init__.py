@@ -9,11 +9,16 @@ from octavo.kernels.reference.activation import gelu_and_mul, silu_and_mul
 from octavo.kernels.reference.attention import fused_attention, paged_attention
 from octavo.kernels.reference.cache import copy_blocks, write_kv
 from octavo.kernels.reference.norm import add_rms_norm, rms_norm
+from octavo.kernels.reference.quantized import QuantizedLinear
 from octavo.kernels.reference.rotary import rotary_embedding
 from octavo.kernels.reference.sampling import log_softmax_gather, sample, top_logprobs
 from octavo.kernels.reference.threads import set_num_threads, warm_up
 
+QUANTIZED_LINEARS = (QuantizedLinear,)
+
 __all__ = [
+    "QUANTIZED_LINEARS",
+    "QuantizedLinear",
     "add_rms_norm",
     "copy_blocks",
     "fused_attention",

@@ -1,0 +1,75 @@
+"""Rows of a table, looked up by token."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from octavo.kernels.quantized import QuantizedWeight
+
+
+class Embedding(Protocol):
+    """Token ids to rows of activations."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the rows of ``token_ids`` (int64 ``[T]``) to ``out`` ``[T, hidden]``."""
+
+
+class FullEmbedding:
+    """A table ``[vocab, hidden]`` as it is."""
+
+    __slots__ = ("table",)
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return self.table.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.table.device
+
+    def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> None:
+        """Look up."""
+        torch.index_select(self.table, 0, token_ids, out=out)
+
+
+class HasRows(Protocol):
+    """A weight in few bits, or a product with one, that can tell rows of it."""
+
+    def rows(self, indexes: torch.Tensor) -> QuantizedWeight:
+        """The rows of ``indexes``, int64 ``[T]``."""
+
+
+class QuantizedEmbedding:
+    """A table in few bits: rows are made full when they are looked up.
+
+    Args:
+        source: whose rows they are. Where embeddings are tied that is the head, so that the table is held once.
+        dtype: of the rows.
+        device: where they are.
+    """
+
+    __slots__ = ("device", "dtype", "source")
+
+    def __init__(self, source: HasRows, dtype: torch.dtype, device: torch.device) -> None:
+        self.source = source
+        self.dtype = dtype
+        self.device = device
+
+    def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> None:
+        """Look up."""
+        out.copy_(self.source.rows(token_ids).dequantized())
