@@ -47,7 +47,7 @@ def test_without_flags_the_defaults_are_the_objects_own() -> None:
 
 CONFIGURATION: dict[str, Any] = {
     "model": "a/b", "revision": "main", "tokenizer": "c", "dtype": "float32", "device": "cpu", "kernels": "reference",
-    "kv_cache_dtype": "int8", "linear_kind": "plain",
+    "kv_cache_dtype": "int8", "linear_kind": "plain", "quantization": "int8",
     "block_size": 8, "num_blocks": 99, "memory_utilization": 0.25, "max_num_seqs": 3, "max_num_batched_tokens": 64,
     "max_model_len": 77, "policy": "priority", "ageing_seconds": 5.5, "batching": "static", "prefix_caching": False,
     "eviction": "lfu", "depth": 1, "batch_invariant": True, "num_threads": 2, "seed": 11,

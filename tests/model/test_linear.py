@@ -209,7 +209,7 @@ class Panels(PlainLinear):
 
 def test_the_backends_own_products_are_offered_for_the_weights_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "_seconds", lambda linear, x: 1.0)
-    backend = SimpleNamespace(PanelLinear=Panels, silu_and_mul=REFERENCE.silu_and_mul)
+    backend = SimpleNamespace(PanelLinear=Panels, QUANTIZED_LINEARS=(), silu_and_mul=REFERENCE.silu_and_mul)
     factory = LinearFactory(torch.float32, CPU, backend)  # type: ignore[arg-type]
     weight, bias = weights(64, 32, torch.float32, True)
     assert factory.build(weight, bias).kind == "panels"

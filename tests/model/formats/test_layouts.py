@@ -64,5 +64,5 @@ def test_a_quantised_folder_is_the_model_its_numbers_stand_for(
         assert (found.mins is None) == (symmetric and bits == 8)
         torch.testing.assert_close(found.dequantized(), tensor, rtol=0, atol=1e-6)
     got, want = logits(quantized), logits(full)
-    assert F.cosine_similarity(got, want).min() > 0.999
+    assert F.cosine_similarity(got, want).min() > 0.997  # activations are rounded to 8 bits
     assert (got.argmax(1) == want.argmax(1)).float().mean() > 0.9

@@ -16,8 +16,8 @@ from octavo.kernels.reference.quantized import QuantizedLinear
 QUANTIZED_LINEARS = (Int8PanelLinear, GroupedPanelLinear, QuantizedLinear)
 
 __all__ = [
-    "GroupedPanelLinear",
     "QUANTIZED_LINEARS",
+    "GroupedPanelLinear",
     "Int8PanelLinear",
     "PanelLinear",
     "Program",
