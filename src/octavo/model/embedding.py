@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -47,6 +47,7 @@ class FullEmbedding:
         torch.index_select(self.table, 0, token_ids, out=out)
 
 
+@runtime_checkable
 class HasRows(Protocol):
     """A weight in few bits, or a product with one, that can tell rows of it."""
 

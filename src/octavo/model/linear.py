@@ -45,9 +45,6 @@ class QuantizedProduct(Linear, Protocol):
     recordable: bool  #: whether programs can hold it
     widens: bool  #: whether ``out`` may be float32 whatever x is
 
-    def rows(self, indexes: torch.Tensor) -> QuantizedWeight:
-        """Some of the weight's rows, int64 ``[M]``."""
-
 
 TILE = 16
 """Rows that every product has under ``batch_invariant``."""

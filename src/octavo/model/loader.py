@@ -14,7 +14,7 @@ from octavo.model.choosing import KindChooser
 from octavo.model.config import ModelConfig
 from octavo.model.decoder import Decoder, DecoderLayer
 from octavo.model.dtypes import resolve_dtype
-from octavo.model.embedding import Embedding, FullEmbedding, QuantizedEmbedding
+from octavo.model.embedding import Embedding, FullEmbedding, HasRows, QuantizedEmbedding
 from octavo.model.families import read_model_config
 from octavo.model.formats import Weight, Weights, open_weights
 from octavo.model.formats.quantizing import SCHEMES, QuantizingWeights
@@ -202,9 +202,10 @@ class _Loading:
 
     def _tied(self, stored: Weight) -> tuple[Embedding, Linear]:
         if isinstance(stored, QuantizedWeight):
-            self.bytes_kept += stored.nbytes
             product = self.factory.build_quantized(stored)
-            return QuantizedEmbedding(product, self.dtype, self.device), product
+            source = product if isinstance(product, HasRows) else stored
+            self.bytes_kept += stored.nbytes * (2 if source is stored else 1)
+            return QuantizedEmbedding(source, self.dtype, self.device), product
         table = self._full(stored)
         head = self.factory.build(table)
         self.bytes_kept += table.nbytes * (1 if head.kind.startswith("plain") else 2)

@@ -182,6 +182,9 @@ class GroupedPanelLinear:
         ValueError: the weight is not as described.
     """
 
+    recordable = True
+    widens = True
+
     def __init__(
         self, weight: QuantizedWeight, bias: torch.Tensor | None = None, activation: str | None = None
     ) -> None:
