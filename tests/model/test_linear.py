@@ -157,7 +157,7 @@ def test_the_faster_kind_is_chosen_once_for_each_shape(monkeypatch: pytest.Monke
 def test_a_kind_may_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "_seconds", lambda linear, x: pytest.fail("nothing is to be measured"))
     monkeypatch.setattr(module, "packing_available", lambda dtype: True)
-    backend = SimpleNamespace(PanelLinear=Panels, silu_and_mul=REFERENCE.silu_and_mul)
+    backend = SimpleNamespace(PanelLinear=Panels, QUANTIZED_LINEARS=(), silu_and_mul=REFERENCE.silu_and_mul)
     weight, bias = weights(64, 32, torch.float32, True)
     for wanted in ("plain", "packed", "panels"):
         factory = LinearFactory(torch.float32, CPU, backend, chooser=choosing.KindChooser(wanted))  # type: ignore[arg-type]
