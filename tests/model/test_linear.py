@@ -147,7 +147,7 @@ def test_the_faster_kind_is_chosen_once_for_each_shape(monkeypatch: pytest.Monke
     factory._kinds = [PlainLinear, Other]
     for _ in range(3):
         assert factory.build(weights(32, 64, torch.float32, False)[0]).kind == "other"
-    assert measured == [(kind, rows) for kind in ("plain", "other") for rows in (1, 16, 256)]
+    assert measured == [(kind, rows) for kind in ("plain", "other") for rows in (1, 16, 256)] * 2
     assert factory.build(weights(64, 32, torch.float32, False)[0]).kind == "other"
     assert len(factory.notes) == 2
     assert "linear 32x64: other" in factory.notes[0]

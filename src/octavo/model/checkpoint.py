@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from octavo.errors import ModelNotFoundError, UnsafeWeightsError, WeightsError
 from octavo.hub import read_json
+from octavo.model.mapped_file import MappedFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -34,7 +34,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, Any] = {}  # file name -> open file
+        self._files: dict[str, MappedFile] = {}  # file name -> open file
         self._homes: dict[str, str] = {}  # tensor name -> file name
         self._read: set[str] = set()
         if (folder / SINGLE_FILE).is_file():
@@ -92,8 +92,8 @@ class Checkpoint:
             raise WeightsError(f"{self._described()} has no tensor {name!r}, which its config.json calls for")
         self._read.add(name)
         try:
-            tensor: torch.Tensor = self._files[self._homes[name]].get_tensor(name)
-        except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+            tensor = self._files[self._homes[name]].tensor(name)
+        except (RuntimeError, ValueError) as error:
             raise WeightsError(f"{self.folder / self._homes[name]}: tensor {name!r} cannot be read: {error}") from error
         return tensor
 
@@ -103,13 +103,13 @@ class Checkpoint:
     def _add_file(self, file_name: str) -> None:
         path = self.folder / file_name
         try:
-            file = safe_open(path, framework="pt", device="cpu")
-            names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt", device="cpu") as checked:
+                names: list[str] = list(checked.keys())
+            self._files[file_name] = MappedFile(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(
                 f"{path} is truncated or not a safetensors file ({error}): fetch or export it again"
             ) from error
-        self._files[file_name] = file
         for name in names:
             self._homes.setdefault(name, file_name)
 

@@ -12,6 +12,7 @@ from octavo.model.choices import Choice, LinearChoices
 
 MEASURED_ROWS = (1, 16, 256)
 _MEASURE_SECONDS = 0.02  # for each kind and number of rows
+_ROUNDS = 2  # every kind is measured so often, in turn, lest what else the machine did meanwhile decides for long
 _MARGIN = 0.9  # of the other's time: a kind must be so much faster to be preferred over one named after it, lest the
 # choice, and with it the last bits of a result, turn on the noise of a busy machine
 _LARGEST_OUTPUT = 2**22  # elements; measuring lm_head at 256 rows would take a second for what is never run
@@ -56,10 +57,13 @@ def _measured(kinds: list[Any], rows: tuple[int, ...], weight: torch.Tensor, bia
     """The last kind, unless an earlier one's times over several batch sizes have a geometric mean that is clearly
     less."""
     inputs = [torch.randn(count, weight.shape[1]).to(weight.dtype) for count in rows]
-    times: dict[str, tuple[float, ...]] = {}
-    for kind in kinds:
+    times = {kind.kind: tuple(math.inf for _ in rows) for kind in kinds}
+    for kind in kinds * _ROUNDS:
         linear = kind(weight, bias)
-        times[kind.kind] = tuple(_seconds(linear, x) for x in inputs)
+        times[kind.kind] = tuple(
+            min(_seconds(linear, x), held) for x, held in zip(inputs, times[kind.kind], strict=True)
+        )
+        del linear  # before the next one is made, for memory's sake
     best = kinds[-1].kind
     for kind in kinds[:-1]:
         if math.prod(times[kind.kind]) < math.prod(times[best]) * _MARGIN ** len(rows):
@@ -68,10 +72,10 @@ def _measured(kinds: list[Any], rows: tuple[int, ...], weight: torch.Tensor, bia
 
 
 def _seconds(linear: Any, x: torch.Tensor) -> float:
-    """The least time of a few runs, the first of which only warms up."""
+    """The least time of several runs, the first of which only warms up."""
     linear(x)
     best, spent, runs = math.inf, 0.0, 0
-    while runs < 3 or (spent < _MEASURE_SECONDS and runs < 50):
+    while runs < 4 or (spent < _MEASURE_SECONDS and runs < 50):
         started = time.perf_counter()
         linear(x)
         seconds = time.perf_counter() - started

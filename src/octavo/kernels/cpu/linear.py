@@ -153,13 +153,13 @@ class PanelLinear:
         if not self.serves(weight) or (bias is not None and bias.dtype != weight.dtype):
             raise ValueError(f"a weight of {tuple(weight.shape)}, {weight.dtype} cannot be cut into panels")
         columns, inputs = weight.shape
-        rows = weight
+        by_panels = (columns // PANEL, 2) if activation is None else (2, columns // PANEL)
+        pairs = weight.contiguous().view(torch.int32).view(*by_panels, PANEL // 2, inputs // DEPTH, DEPTH // 2)
         if activation is not None:
             # a panel is 16 gates and the 16 columns they belong to
-            order = torch.arange(columns).view(2, -1, PANEL // 2).transpose(0, 1).reshape(-1)
-            rows, bias = weight[order], None if bias is None else bias[order]
-        tiles = rows.reshape(columns // PANEL, 2, PANEL // 2, inputs // DEPTH, DEPTH // 2, 2)
-        self.packed = tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
+            pairs = pairs.transpose(0, 1)
+            bias = None if bias is None else bias.view(*by_panels, PANEL // 2).transpose(0, 1).reshape(-1)
+        self.packed = pairs.permute(0, 3, 1, 4, 2).contiguous()
         self.bias = None if bias is None else bias.contiguous()
         self.width = inputs
         self.outputs = columns if activation is None else columns // 2
