@@ -14,7 +14,7 @@ import torch
 
 from octavo.kernels.cpu import checks
 from octavo.kernels.cpu.emitter import BF16
-from octavo.kernels.cpu.jit import device, has_matrix_unit, kernel
+from octavo.kernels.cpu.jit import DISABLED, device, has_matrix_unit, host_features, kernel
 from octavo.kernels.cpu.launch import (
     ARGUMENTS,
     FIRST_ARGUMENT,
@@ -172,7 +172,7 @@ class PanelLinear:
     @staticmethod
     def available() -> bool:
         """Whether this machine is good at it."""
-        return has_matrix_unit()
+        return has_matrix_unit() or (not DISABLED and {"avx2", "fma"} <= host_features())
 
     @staticmethod
     def serves(weight: torch.Tensor) -> bool:

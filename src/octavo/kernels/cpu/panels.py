@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from octavo.kernels.cpu.emitter import BF16, F32, I8, I32, WIDTH, Emitter, Value, Variable
+from octavo.kernels.cpu.emitter import BF16, F32, I8, I32, WIDTH, Emitter, Value
 from octavo.kernels.cpu.jit import has_matrix_unit
+from octavo.kernels.cpu.panel_vectors import by_vectors
 from octavo.kernels.cpu.primitives import GELU, GELU_CUBIC, GELU_SCALE, SILU, floats, get, primitive, put
 
 PANEL = 32
@@ -103,7 +104,7 @@ def panel_product(
                 with e.when(e.b.and_(enough, e.b.icmp_signed(wanted, ahead, e.const(0)))):
                     by_tiles(e, "llvm.x86.tdpbf16ps", x, stride, panel, steps, sums, more, halves, fetch)
     else:
-        _by_vectors(e, x, stride, rows, panel, steps, sums, more)
+        by_vectors(e, x, stride, rows, panel, steps, sums, more, ahead, DEPTH, _AHEAD)
 
 
 def by_tiles(
@@ -153,48 +154,6 @@ def by_tiles(
                 e.intrinsic(instruction, void, *map(tile, numbers))
     for number, place in places:
         e.intrinsic("llvm.x86.tilestored64", void, number, place, e.const(4 * PANEL))
-
-
-def _by_vectors(
-    e: Emitter, x: Value, stride: Value, rows: Value, panel: Value, steps: Value, sums: Value, more: Value
-) -> None:
-    b, v = e.b, e.vector
-
-    def block(first: Value, count: int) -> None:
-        lines = [b.add(x, b.mul(b.add(first, e.const(i)), stride)) for i in range(count)]
-        places = [
-            [b.add(e.at(sums, b.add(first, e.const(i)), 4 * PANEL), e.const(64 * c)) for c in (0, 1)]
-            for i in range(count)
-        ]
-        totals: list[list[Variable]] = [[e.variable(v.const(0.0)) for _ in (0, 1)] for _ in lines]
-        with e.when(b.icmp_signed("!=", more, e.const(0))):
-            for row, at in zip(totals, places, strict=True):
-                for total, place in zip(row, at, strict=True):
-                    total.set(v.load(F32, place, e.const(0)))
-        with e.loop(e.const(0), steps, 1) as k:
-            weights = e.at(panel, k, 2 * TILE_BYTES)
-            with e.loop(e.const(0), e.const(DEPTH // 2), 1) as pair:
-                inputs = b.add(b.mul(k, e.const(DEPTH)), b.mul(pair, e.const(2)))
-                for column in (0, 1):
-                    place = b.add(weights, e.at(e.const(column * TILE_BYTES), pair, LINE))
-                    both = b.load(v.pointer(place, I32), align=4)
-                    even = b.bitcast(b.shl(both, v.integer(16)), v.float)
-                    odd = b.bitcast(b.and_(both, v.integer(-(1 << 16))), v.float)
-                    for line, row in zip(lines, totals, strict=True):
-                        total = row[column].get()
-                        for item, weight in ((0, even), (1, odd)):
-                            factor = v.splat(e.scalar.load(BF16, line, b.add(inputs, e.const(item))))
-                            total = v.fma(factor, weight, total)
-                        row[column].set(total)
-        for row, at in zip(totals, places, strict=True):
-            for total, place in zip(row, at, strict=True):
-                v.store(F32, place, e.const(0), total.get())
-
-    whole = b.and_(rows, e.const(-4))
-    with e.loop(e.const(0), whole, 4) as first:
-        block(first, 4)
-    with e.loop(whole, rows, 1) as first:
-        block(first, 1)
 
 
 # ---------------------------------------------------------------- what is written
