@@ -34,6 +34,7 @@ def heavy_after(code: str) -> list[str]:
         "from octavo.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass",
         "from octavo.cli import main\ntry:\n    main(['generate', '--help'])\nexcept SystemExit: pass",
         "from octavo.cli import main\ntry:\n    main(['simulate', '--help'])\nexcept SystemExit: pass",
+        "from octavo.cli import main\ntry:\n    main(['bench', '--help'])\nexcept SystemExit: pass",
     ],
 )
 def test_no_heavy_module_is_imported(code: str) -> None:

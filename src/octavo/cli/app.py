@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from octavo import __version__
+from octavo.cli.bench import bench
 from octavo.cli.chat import chat
 from octavo.cli.demo import demo
 from octavo.cli.doctor import doctor
@@ -35,6 +36,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(ladder)
 app.command()(simulate)
+app.command()(bench)
 app.command()(doctor)
 
 

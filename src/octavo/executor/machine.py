@@ -58,6 +58,16 @@ def memory(cgroups: Path = _CGROUPS, membership: Path = Path("/proc/self/cgroup"
     return total, available
 
 
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at its worst moment."""
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    # No Linux: what is held now stands for it, or what Windows keeps of the peak.
+    held = psutil.Process().memory_info()
+    return int(getattr(held, "peak_wset", held.rss))
+
+
 def usable_cores(cgroups: Path = _CGROUPS, processors: Path = _PROCESSORS) -> int:
     """Cores this process may run on: those of its affinity mask, two threads of one core counted once (matrix products
     gain nothing from the second), and no more than a container's quota rounded up."""

@@ -26,7 +26,7 @@ from octavo.executor.slots import SlotTable
 from octavo.executor.step_costs import step_costs
 from octavo.executor.swap_space import SwapSpace, measure_bandwidth
 from octavo.hub import Progress, eos_token_ids
-from octavo.model import load_model
+from octavo.model import Decoder, load_model
 from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult
 
 
@@ -122,6 +122,11 @@ class TorchExecutor:
     def facts(self) -> ModelFacts:
         """The model and its memory."""
         return self._facts
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model."""
+        return self._decoder
 
     def submit(self, plan: StepPlan) -> Step:
         """Run a plan: release, swap_out, copies, swap_in, init, chunks.

@@ -163,6 +163,25 @@ class Decoder:
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
     @torch.inference_mode()
+    def multiply(self, num_tokens: int) -> None:
+        """The layers' matrix products for a batch of ``num_tokens`` rows and nothing else, on whatever the buffers
+        hold: so many times ``config.flops_per_token``, to be timed."""
+        self.reserve(num_tokens, 1)
+        buffers = self._buffers_of(self._storage, num_tokens)
+        for layer in self._layers:
+            layer.qkv(buffers.normed, buffers.qkv)
+            layer.output(buffers.attended, buffers.mixed)
+            layer.gate_up(buffers.normed, buffers.activated)
+            layer.down(buffers.activated, buffers.mixed)
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Weights that a step reads, however few its rows: all but the table of embeddings, where that is a copy of
+        its own beside the head."""
+        shared = getattr(self._head, "weight", None) is self._embedding
+        return self.weights_bytes - (0 if shared else self._embedding.nbytes)
+
+    @torch.inference_mode()
     def hidden(
         self,
         token_ids: torch.Tensor,
