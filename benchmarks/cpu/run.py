@@ -13,6 +13,9 @@ turns, each in a process of its own that is stopped while another computes. The 
 Precisions: bf16; int8 and int4 are each engine's own way (Octavo: ``quantization=``; OpenVINO: weights compressed by
 ``nncf``; llama.cpp: Q8_0 and Q4_0), all of them with activations in 8 bits at run time.
 
+Beside W1 and W4 stand what the machine would allow (W1: reading the weights once a token; W4: its matrix products
+alone, each by the quickest path measured for its shape and number of rows) and where Octavo's time goes.
+
 ``start`` is the time from a process's start to the first token, the second time that it is started, and then the most
 memory it held while serving W4.
 """
@@ -26,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,11 +50,18 @@ LIMITS = {"dtype": "bfloat16", "max_num_seqs": 32, "max_model_len": 1024, "kv_to
 """The same for every engine that can be told."""
 
 
+LIMITED = ("W1", "W4")
+"""Workloads whose limits are measured too: the first is bound by memory, the last by matrix products."""
+
+
+@dataclass(frozen=True, slots=True)
 class Contender:
     """An engine that can be started on a model at a precision."""
 
-    def __init__(self, name: str, python: str, model: Path, options: dict[str, Any]) -> None:
-        self.name, self.python, self.model, self.options = name, python, model, options
+    name: str
+    python: str
+    model: Path
+    options: dict[str, Any]
 
     @contextmanager
     def started(self, scratch: Path) -> Iterator[EngineProcess]:
@@ -139,10 +150,10 @@ def _slices_at(name: str, precision: str, engines: list[Contender], options: arg
     """The workloads on one model at one precision: the engines are started once for all of them."""
     vocab_size = SHAPES[name][1]["vocab_size"]
 
-    def cut(workload: str, found: dict[str, dict[str, Any]]) -> Slice:
+    def cut(workload: str, found: dict[str, dict[str, Any]], roofline: dict[str, Any] | None = None) -> Slice:
         when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
         scale = options.scale if workload in WORKLOADS else 1.0
-        return Slice(name, precision, workload, when, scale, found)
+        return Slice(name, precision, workload, when, scale, found, roofline or {})
 
     print(f"{name}, {precision}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -152,7 +163,12 @@ def _slices_at(name: str, precision: str, engines: list[Contender], options: arg
         loads = [WORKLOADS[each].scaled(options.scale) for each in options.workloads if each in WORKLOADS]
         running = [stack.enter_context(each.started(scratch)) for each in engines if loads]
         for load in loads:
-            yield cut(load.name, measure(running, load, vocab_size, options.repeat))
+            found = measure(running, load, vocab_size, options.repeat)
+            roofline = {}
+            if options.limits and load.name in LIMITED:
+                with replace(engines[0], name="limits").started(scratch) as limits:
+                    roofline = limits.run(load.draw(vocab_size, "limits"))
+            yield cut(load.name, found, roofline)
 
 
 def arguments() -> argparse.Namespace:
@@ -180,6 +196,7 @@ def arguments() -> argparse.Namespace:
     add("--repeat", type=int, default=3, help="rounds that count")
     add("--scale", type=float, default=1.0, help="of the number of requests, for a quick look")
     add("--out", type=Path, default=Path(__file__).parents[1] / "results" / "cpu.json")
+    add("--no-limits", dest="limits", action="store_false", help="no rooflines and no profile beside W1 and W4")
     add("--set-up-only", action="store_true", help="install and convert, measure nothing")
     add("--tables-only", action="store_true", help="write the tables of what has been measured")
     options = parser.parse_args()
