@@ -109,6 +109,18 @@ def _install_vllm(folder: Path) -> None:
     _run(_python(folder), "-m", "pip", "uninstall", "-q", "-y", "torchvision", "torchcodec", "torchaudio")
 
 
+def _to_compressed_tensors(checkpoint: Path, precision: str, folder: Path, target: Path) -> Path:
+    if precision == "bf16":
+        return checkpoint
+    if not (target / "ready").exists():
+        print(f"  writing {target.name} for vllm", file=sys.stderr)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        _run(sys.executable, HERE / "to_compressed_tensors.py", checkpoint, target)
+        (target / "ready").touch()
+    return target
+
+
 # -- transformers --------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +215,7 @@ def _llamacpp_options(precision: str, folder: Path) -> dict[str, Any]:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("vllm", ("bf16",), _install_vllm, _python, _as_it_is, _no_options),
+        Peer("vllm", ("bf16", "int8"), _install_vllm, _python, _to_compressed_tensors, _no_options),
         Peer(
             "openvino",
             ("bf16", "int8", "int4"),

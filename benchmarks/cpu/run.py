@@ -11,7 +11,8 @@ added slice by slice: a slice is one workload on one model at one precision by O
 turns, each in a process of its own that is stopped while another computes. The first round warms up and is dropped.
 
 Precisions: bf16; int8 and int4 are each engine's own way (Octavo: ``quantization=``; OpenVINO: weights compressed by
-``nncf``; llama.cpp: Q8_0 and Q4_0), all of them with activations in 8 bits at run time.
+``nncf``; llama.cpp: Q8_0 and Q4_0; vLLM: W8A8 of compressed-tensors, the head in bfloat16), all of them with
+activations in 8 bits at run time.
 
 Beside W1 and W4 stand what the machine would allow (W1: reading the weights once a token; W4: its matrix products
 alone, each by the quickest path measured for its shape and number of rows) and where Octavo's time goes.
