@@ -24,7 +24,7 @@ class EngineProcess:
         model: the folder or file that it loads.
         options: for the script.
         log: where its own words go.
-        environment: added to this process's.
+        environment: added to this process's; None takes a variable out.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class EngineProcess:
         model: Path,
         options: dict[str, Any],
         log: Path,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | None] | None = None,
     ) -> None:
         self.name = name
         self.log = log
@@ -46,7 +46,7 @@ class EngineProcess:
             stderr=log.open("w"),
             text=True,
             start_new_session=True,
-            env={**os.environ, **(environment or {})},
+            env={name: value for name, value in {**os.environ, **(environment or {})}.items() if value is not None},
         )
         try:
             ready = self._answer()

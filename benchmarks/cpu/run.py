@@ -70,7 +70,9 @@ class Contender:
         threads = str(self.options["num_threads"])
         log = scratch / f"{self.name}.log"
         print(f"  starting {self.name}", file=sys.stderr)
-        environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        # vLLM binds threads by itself, and warns where it is told how many torch may have.
+        told = None if self.name == "vllm" else threads
+        environment = {"OMP_NUM_THREADS": told, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         engine = EngineProcess(self.name, self.python, self.model, self.options, log, environment)
         try:
             yield engine
