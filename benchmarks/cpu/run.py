@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -211,6 +212,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, add to the file, print."""
+    # So that engines are ended too, the stopped ones as well, when this process is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     options = arguments()
     results = Results.read(options.out, describe())
     if not options.tables_only:

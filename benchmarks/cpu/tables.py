@@ -51,7 +51,8 @@ def _table(slices: list[Slice]) -> str:
             if any(cells):
                 scale = min(each.scale for each in mine)
                 part = "" if scale == 1 or workload == "W1" else f" ({scale:g} of the requests)"
-                lines.append(f"| {workload}{part} {title} | " + " | ".join(cell or "-" for cell in cells) + " |")
+                label = title if workload == "start" else f"{workload}{part} {title}"
+                lines.append(f"| {label} | " + " | ".join(cell or "-" for cell in cells) + " |")
     return "\n".join(lines)
 
 
