@@ -178,8 +178,7 @@ class Decoder:
     def bytes_per_step(self) -> int:
         """Weights that a step reads, however few its rows: all but the table of embeddings, where that is a copy of
         its own beside the head."""
-        shared = getattr(self._head, "weight", None) is self._embedding
-        return self.weights_bytes - (0 if shared else self._embedding.nbytes)
+        return self.weights_bytes - self._embedding.bytes_beside(self._head)
 
     @torch.inference_mode()
     def hidden(

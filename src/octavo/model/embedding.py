@@ -23,6 +23,9 @@ class Embedding(Protocol):
     def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> None:
         """Write the rows of ``token_ids`` (int64 ``[T]``) to ``out`` ``[T, hidden]``."""
 
+    def bytes_beside(self, head: object) -> int:
+        """What it takes in memory for itself, and does not share with the head."""
+
 
 class FullEmbedding:
     """A table ``[vocab, hidden]`` as it is."""
@@ -45,6 +48,10 @@ class FullEmbedding:
     def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> None:
         """Look up."""
         torch.index_select(self.table, 0, token_ids, out=out)
+
+    def bytes_beside(self, head: object) -> int:
+        """The table's, unless the head is a plain product with it."""
+        return 0 if getattr(head, "weight", None) is self.table else self.table.nbytes
 
 
 @runtime_checkable
@@ -74,3 +81,7 @@ class QuantizedEmbedding:
     def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> None:
         """Look up."""
         out.copy_(self.source.rows(token_ids).dequantized())
+
+    def bytes_beside(self, head: object) -> int:
+        """The weight's, unless the rows are the head's own."""
+        return self.source.nbytes if isinstance(self.source, QuantizedWeight) else 0
