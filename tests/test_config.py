@@ -25,7 +25,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("dtype", "float8", "use one of auto, float32"),
     ("dtype", None, "dtype=None is unknown"),
     ("kv_cache_dtype", "fp8", "kv_cache_dtype='fp8' is unknown: use one of auto, int8"),
-    ("quantization", "fp8", "quantization='fp8' is unknown: use one of int8"),
+    ("quantization", "fp8", "quantization='fp8' is unknown: use one of int8, int4"),
     ("device", "cuda:0", "device='cuda:0' is unknown"),
     ("kernels", "magic", "kernels='magic' is unknown"),
     ("linear_kind", "magic", "linear_kind='magic' is unknown: use one of auto, measure, plain"),

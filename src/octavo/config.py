@@ -16,7 +16,7 @@ BUNDLED_MODEL = "tales"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("auto", "int8")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "int4")
 PREEMPTIONS = ("auto", "swap", "recompute")
 POLICIES = ("fcfs", "priority", "srpt", "fair")
 VICTIMS = ("rank", "lru", "none")
@@ -52,8 +52,9 @@ class EngineConfig:
         dtype: of weights, activations and KV memory; "auto" takes the checkpoint's where the machine computes in it
             at speed, float32 otherwise.
         quantization: of weights: "int8" makes each matrix, embeddings and head too, 8 bits with a scale for each
-            output while it is loaded, and multiplies by activations that are rounded to 8 bits row by row [none: a
-            matrix is computed with as it is stored].
+            output while it is loaded, and multiplies by activations that are rounded to 8 bits row by row; "int4"
+            makes it 4 bits with a scale for each 64 inputs of an output, but embeddings and head 8 [none: a matrix is
+            computed with as it is stored].
         kv_cache_dtype: of keys and values in memory: "auto" is ``dtype``, "int8" stores them in 8 bits with a scale
             for each token and KV head.
         device: "cpu", or "auto".

@@ -166,6 +166,24 @@ def test_scales_that_are_float16_are_kept_so() -> None:
     assert wide.nbytes == 64 * 4 * (16 + 4)
 
 
+@settings(max_examples=8 if INTERPRETED else 40, deadline=None)
+@given(
+    columns=st.integers(1, 70),
+    size=st.sampled_from([32, 96]),
+    bits=st.sampled_from([4, 8]),
+    mins=st.sampled_from(MINS),
+    half=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_its_rows_are_the_weights(columns: int, size: int, bits: int, mins: str, half: bool, seed: int) -> None:
+    weight = made(columns, 3, size, bits, mins, half, seed)
+    ids = torch.randint(0, columns, (5,), generator=torch.Generator().manual_seed(seed))
+    rows, expected = GroupedPanelLinear(weight).rows(ids), weight.rows(ids)
+    assert torch.equal(rows.values, expected.values)
+    assert torch.equal(rows.scales, expected.scales)
+    torch.testing.assert_close(rows.dequantized(), expected.dequantized(), rtol=1e-5, atol=1e-8)
+
+
 def test_no_rows() -> None:
     product = GroupedPanelLinear(made(32, 2, 32, 4, "any", True, 7))
     assert product(torch.empty(0, 64, dtype=torch.bfloat16)).shape == (0, 32)
@@ -178,6 +196,8 @@ def test_what_it_does_not_serve_is_refused() -> None:
         GroupedPanelLinear(odd)
     with pytest.raises(ValueError, match="halves"):
         GroupedPanelLinear(made(3, 2, 32, 4, "centred", True, 1), None, "silu_and_mul")
+    with pytest.raises(ValueError, match="no table"):
+        GroupedPanelLinear(made(4, 2, 32, 4, "centred", True, 1), None, "silu_and_mul").rows(torch.tensor([0]))
     product = GroupedPanelLinear(made(4, 2, 32, 4, "centred", True, 1))
     x, out = torch.ones(3, 64), torch.empty(3, 4)
     for bad_x, bad_out in ((x.long(), out), (x[:, :32], out), (x[:2], out), (x, out.double()), (x, out[:, :2])):

@@ -17,7 +17,7 @@ from octavo.model.dtypes import resolve_dtype
 from octavo.model.embedding import Embedding, FullEmbedding, HasRows, QuantizedEmbedding
 from octavo.model.families import read_model_config
 from octavo.model.formats import Weight, Weights, open_weights
-from octavo.model.formats.quantizing import SCHEMES, QuantizingWeights
+from octavo.model.formats.quantizing import QuantizingWeights, scheme_of
 from octavo.model.formats.stacking import stacked
 from octavo.model.linear import GatedLinear, Linear, LinearFactory
 from octavo.model.quantized import QuantizedWeight
@@ -87,10 +87,11 @@ def weights_bytes(config: ModelConfig, dtype: torch.dtype, quantization: str | N
     copy, and the product with it may read a packed one. Quantised it is held once."""
     wider = torch.float32.itemsize - dtype.itemsize if config.norm_offset else 0
     if quantization is not None:
-        scheme = SCHEMES[quantization]
-        # beside a group's scale there may be a minimum, or an output's sum
-        bits = scheme.bits + 64 / (scheme.group_size or min(config.hidden_size, config.q_size))
-        return int(_parameters(config) * bits / 8) + _norms(config) * (dtype.itemsize + wider)
+        tables = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+        narrowest = min(config.hidden_size, config.q_size)
+        bits = (_parameters(config) - tables) * scheme_of("layer", quantization).most_bits(narrowest)
+        bits += tables * scheme_of(_EMBEDDING.removesuffix(".weight"), quantization).most_bits(config.hidden_size)
+        return int(bits / 8) + _norms(config) * (dtype.itemsize + wider)
     return (_parameters(config) + config.vocab_size * config.hidden_size) * dtype.itemsize + _norms(config) * wider
 
 

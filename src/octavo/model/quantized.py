@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -12,19 +12,27 @@ __all__ = ["QuantizedWeight", "quantize"]
 
 _AT_ONCE = 2**22  # weights: what is widened to float32 at a time stays small beside what is kept
 
+_LEAST_HALF = 2.0**-20
+"""Down to here float16 has a number within 3%: next to 15 steps that is little, and one tiny group should not make all
+scales of a matrix twice as long."""
 
-def quantize(weight: torch.Tensor, bits: int, group_size: int | None = None) -> QuantizedWeight:
+
+def quantize(
+    weight: torch.Tensor, bits: int, group_size: int | None = None, *, centred: bool = False
+) -> QuantizedWeight:
     """The nearest weight of few bits.
 
     Values are rounded to the nearest of what their group's scale allows. For 8 bits the scale is the largest magnitude
     over 127, and the range is the same on both sides of zero. For 4 bits it is, for each group, whichever has the least
     squared error: the range of weights and zero in 15 steps, one of whose ends is zero; one around zero in steps of an
-    eighth of the largest magnitude; or a somewhat narrower one of either kind.
+    eighth of the largest magnitude; or a somewhat narrower one of either kind. With ``centred`` it is one around zero.
 
     Args:
         weight: ``[N, K]``, of any floating-point dtype.
         bits: 8 or 4.
         group_size: inputs that share a scale; it must divide K, and for 4 bits be even [K: one scale for each output].
+        centred: 4 bits are -8 to 7 in every group, and scales are float16 where it has numbers of their size: so
+            a scale is all that is to be read for a group, and half as long.
 
     Raises:
         ValueError: an argument is not as described, or a weight is not finite.
@@ -40,7 +48,7 @@ def quantize(weight: torch.Tensor, bits: int, group_size: int | None = None) -> 
             f"group_size={group_size!r} cannot cut {inputs} inputs into equal groups"
             + (" of an even number" if bits == 4 else "")
         )
-    part = _eight_bits if bits == 8 else _four_bits
+    part = _eight_bits if bits == 8 else _four_centred_bits if centred else _four_bits
     step = max(1, _AT_ONCE // inputs)
     return QuantizedWeight.stack(
         [part(weight[start : start + step].float().unflatten(1, (-1, size))) for start in range(0, rows, step)]
@@ -54,8 +62,17 @@ def _eight_bits(groups: torch.Tensor) -> QuantizedWeight:
 
 
 def _four_bits(groups: torch.Tensor) -> QuantizedWeight:
+    return _best_four_bits(groups, _four_bit_ranges(groups))
+
+
+def _four_centred_bits(groups: torch.Tensor) -> QuantizedWeight:
+    ranges = _centred_ranges(groups, (1.0, 0.92, 0.84))
+    return _best_four_bits(groups, ((_shortened(scales), zeros) for scales, zeros in ranges))
+
+
+def _best_four_bits(groups: torch.Tensor, ranges: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> QuantizedWeight:
     best: tuple[torch.Tensor, ...] = ()
-    for scales, zeros in _four_bit_ranges(groups):
+    for scales, zeros in ranges:
         mins = zeros * scales
         values = ((groups / _divisor(_finite(scales))).round_() + zeros.unsqueeze(2)).clamp_(0, 15)
         error = (values * scales.unsqueeze(2) - mins.unsqueeze(2)).sub_(groups).square_().sum(dim=2)
@@ -85,10 +102,23 @@ def _four_bit_ranges(groups: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch
     for share in (1.0, 0.93):
         scales = (high - low) * share / 15
         yield scales, (low * -share / _divisor(scales).squeeze(2)).round_().clamp_(0, 15)
-    # around zero there are eight steps to one side and seven to the other: the side of the largest magnitude gets eight
+    yield from _centred_ranges(groups, (1.0, 0.9))
+
+
+def _centred_ranges(groups: torch.Tensor, shares: Iterable[float]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Ranges around zero: there are eight steps to one side and seven to the other, and the side of the largest
+    magnitude gets eight."""
+    least, greatest = groups.aminmax(dim=2)
     largest = torch.where(-least > greatest, least, greatest)
-    for share in (1.0, 0.9):
+    for share in shares:
         yield largest * share / -8, torch.full_like(largest, 8)
+
+
+def _shortened(scales: torch.Tensor) -> torch.Tensor:
+    """Scales rounded to float16, but those that it has nothing near for."""
+    magnitude = scales.abs()
+    fits = (magnitude >= _LEAST_HALF) & (magnitude <= torch.finfo(torch.float16).max)
+    return torch.where(fits, scales.half().float(), scales)
 
 
 def _divisor(scales: torch.Tensor) -> torch.Tensor:

@@ -240,6 +240,33 @@ class GroupedPanelLinear:
         """What the weight takes in memory."""
         return sum(kept.nbytes for kept in (self.packed, self.mins, self.bias) if kept is not None)
 
+    def rows(self, indexes: torch.Tensor) -> QuantizedWeight:
+        """Some of the weight's rows, int64 ``[M]``: a table that is looked up in needs no other copy.
+
+        Raises:
+            ValueError: the product is gated.
+        """
+        if self._kind != PLAIN:
+            raise ValueError("a gated product's rows are not in order: it is no table")
+        size, bits = self._size, self._bits
+        panels, columns = indexes // PANEL, indexes % PANEL
+        numbers = PANEL * size * bits // 8
+        # the bytes of one column: four inputs of it together, or eight
+        bytes_ = self.packed[:, :, :numbers].unflatten(2, (2, -1, HALF, 4))
+        values = bytes_.permute(0, 2, 4, 1, 3, 5)[panels, columns // HALF, columns % HALF]
+        if bits == 8:
+            values = values.reshape(len(indexes), -1).view(torch.int8)
+        else:
+            inputs = torch.stack((values & 15, values >> 4), dim=3).reshape(len(indexes), -1, 2)
+            values = inputs[..., 0] | inputs[..., 1] << 4
+        kept = torch.float16 if self._scale == F16 else torch.float32
+        scales = self.packed[:, :, numbers:].view(kept)[panels, :, columns].float()
+        mins = scales * CENTRE[4] if bits == 4 else None
+        if self.mins is not None:
+            beyond = self.mins[panels, :, columns].float()
+            mins = beyond if mins is None else mins + beyond
+        return QuantizedWeight(values, scales, mins, bits)
+
     def _pack(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """Bytes ``[panels, groups, n]``: a group's whole numbers, then its scales."""
         size, groups, panels = self._size, self._groups, self._panels

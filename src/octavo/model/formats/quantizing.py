@@ -15,11 +15,48 @@ class Scheme(NamedTuple):
     """How weights are quantised."""
 
     bits: int
-    group_size: int | None  #: inputs that share a scale; None: all inputs of an output
+    group_sizes: tuple[int, ...]  #: inputs that share a scale: the first that divides them; none: all of an output
+
+    def quantize(self, weight: torch.Tensor) -> QuantizedWeight:
+        """A matrix in these bits.
+
+        Raises:
+            ValueError: no group size divides its inputs, or it holds what is not finite.
+        """
+        if not self.group_sizes:
+            return quantize(weight, self.bits)
+        inputs = weight.shape[1]
+        size = next((size for size in self.group_sizes if inputs % size == 0), None)
+        if size is None:
+            raise ValueError(
+                f"its {inputs} inputs cannot be cut into groups of {self.group_sizes[-1]}: int8 needs none"
+            )
+        return quantize(weight, self.bits, size, centred=True)
+
+    def most_bits(self, inputs: int) -> float:
+        """What a weight takes at most, of a matrix of so many inputs or more: a group has a scale, and perhaps a sum
+        beside it."""
+        return self.bits + 64 / min(self.group_sizes, default=inputs)
 
 
-SCHEMES = {"int8": Scheme(8, None)}
-"""By what ``EngineConfig.quantization`` says."""
+_BY_OUTPUT = Scheme(8, ())
+
+SCHEMES = {"int8": _BY_OUTPUT, "int4": Scheme(4, (64, 32))}
+"""By what ``EngineConfig.quantization`` says.
+
+Groups of 64 around zero read 4.25 bits a weight. Measured on the bundled model, by the divergence of next-token
+distributions from those of full weights: groups of 32 diverge a fifth less, of 128 a sixth more, and those with a
+minimum of their own a seventh less; perplexity tells none of them apart. Groups of 32 take 1.6 times as long where many
+rows are computed.
+"""
+
+_ENDS = ("embed_tokens", "lm_head")
+
+
+def scheme_of(module: str, quantization: str) -> Scheme:
+    """How a matrix is quantised. Embeddings and head always have 8 bits: of a small model they are a large part, and
+    the only one whose rounding nothing after it makes good."""
+    return _BY_OUTPUT if module.endswith(_ENDS) else SCHEMES[quantization]
 
 
 class QuantizingWeights:
@@ -59,7 +96,7 @@ class QuantizingWeights:
             ConfigError: it is stored in other bits.
             WeightsError: as there; or it holds what is not finite.
         """
-        weight, scheme = self.inner.weight(module, shape), SCHEMES[self.quantization]
+        weight, scheme = self.inner.weight(module, shape), scheme_of(module, self.quantization)
         if isinstance(weight, QuantizedWeight):
             if weight.bits != scheme.bits:
                 raise ConfigError(
@@ -68,6 +105,6 @@ class QuantizingWeights:
                 )
             return weight
         try:
-            return quantize(weight, scheme.bits, scheme.group_size)
+            return scheme.quantize(weight)
         except ValueError as error:
             raise WeightsError(f"{module} cannot be quantised: {error}") from error
