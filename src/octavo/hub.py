@@ -38,8 +38,8 @@ def resolve_model(model: str | None, revision: str | None = None, progress: Prog
     """The local folder of a model, fetched from the hub where it must be.
 
     Args:
-        model: None or "tales" for the bundled model; a folder in Hugging Face layout; or a hub id. A folder of that
-            name wins over a hub id.
+        model: None or "tales" for the bundled model; a folder in Hugging Face layout; a GGUF file, or a folder that
+            holds one and no config.json; or a hub id. A folder of that name wins over a hub id.
         revision: branch, tag or commit, for every file fetched; only for hub ids.
         progress: called while fetching; without it a progress bar is drawn where stderr is a terminal.
 
@@ -62,13 +62,21 @@ def resolve_model(model: str | None, revision: str | None = None, progress: Prog
     if folder.is_dir():
         _refuse_revision(revision, f"the folder {folder}")
         if not (folder / CONFIG_FILE).is_file():
+            files = sorted(folder.glob("*.gguf"))
+            if len(files) == 1:
+                return _stand_in(files[0])
             raise ModelNotFoundError(
                 f"{folder} is not a model in Hugging Face layout: it has no {CONFIG_FILE}; name the folder that holds "
                 f"{CONFIG_FILE}, tokenizer.json and the weights"
             )
         return folder
     if folder.is_file():
-        raise ModelNotFoundError(f"{folder} is a file: name the folder that holds {CONFIG_FILE} and the weights")
+        if folder.suffix == ".gguf":
+            _refuse_revision(revision, f"the file {folder}")
+            return _stand_in(folder)
+        raise ModelNotFoundError(
+            f"{folder} is a file: name the folder that holds {CONFIG_FILE} and the weights, or a .gguf file"
+        )
     if _HUB_ID.fullmatch(model) is None:
         raise ModelNotFoundError(f"there is no folder {folder}, and {model!r} is not a hub id (organisation/name)")
     return _fetch(model, revision, progress)
@@ -175,6 +183,13 @@ def _expected(kind: type, low: float, high: float) -> str:
 def _refuse_revision(revision: str | None, what: str) -> None:
     if revision is not None:
         raise ConfigError(f"revision={revision!r} is for hub ids; {what} has no revisions")
+
+
+def _stand_in(path: Path) -> Path:
+    """The folder that stands for a GGUF file."""
+    from octavo.gguf import unpacked
+
+    return unpacked(path)
 
 
 def _fetch(model: str, revision: str | None, progress: Progress | None) -> Path:

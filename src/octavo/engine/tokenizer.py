@@ -58,6 +58,8 @@ class Tokenizer:
         if "added_tokens_decoder" not in config and (folder / "special_tokens_map.json").is_file():
             config = {**config, **read_json(folder / "special_tokens_map.json")}
         path = folder / TOKENIZER_FILE
+        if "unreadable" in config:  # a GGUF file's vocabulary, of a kind that cannot be rebuilt
+            raise UnsupportedModelError(str(config["unreadable"]))
         backend = _from_file(folder, path, config) if path.is_file() else _from_transformers(folder)
         backend.no_truncation()
         backend.no_padding()

@@ -10,6 +10,7 @@ from octavo.model.checkpoint import Checkpoint
 from octavo.model.config_file import ConfigFile
 from octavo.model.formats.awq import Awq
 from octavo.model.formats.compressed_tensors import CompressedTensors
+from octavo.model.formats.gguf import GgufWeights
 from octavo.model.formats.gptq import Gptq
 from octavo.model.formats.weights import Layout, SafetensorsWeights, Weights
 
@@ -34,6 +35,8 @@ def open_weights(folder: Path) -> Weights:
     if settings is None:
         return SafetensorsWeights(Checkpoint(folder))
     method = settings.text("quant_method", "")
+    if method == "gguf":
+        return GgufWeights(folder, settings)
     if method not in LAYOUTS:
         raise settings.refuse(
             "quant_method",
