@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from octavo.gguf.header import Header
 from octavo.gguf.settings import model_settings
 from octavo.gguf.tensors import tensor_table
 from octavo.gguf.tokenizer import tokenizer_files
+from octavo.user_cache import user_cache_dir
 
 TENSORS_FILE = "gguf_tensors.json"
 """The table of tensors in such a folder."""
@@ -38,7 +38,7 @@ def unpacked(path: Path) -> Path:
     path = path.resolve()
     found = path.stat()
     key = hashlib.sha256(f"{_FORM} {path} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:16]
-    home = _cache_dir() / "gguf"
+    home = user_cache_dir() / "gguf"
     folder = home / f"{path.stem}-{key}"
     if folder.is_dir():
         return folder
@@ -73,11 +73,3 @@ def _files(header: Header) -> dict[str, str]:
     except UnsupportedModelError as error:  # another tokenizer may be asked for
         files["tokenizer_config.json"] = {"unreadable": str(error)}
     return made | {name: json.dumps(value, ensure_ascii=False) for name, value in files.items()}
-
-
-def _cache_dir() -> Path:
-    if explicit := os.environ.get("OCTAVO_CACHE_DIR"):
-        return Path(explicit).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "octavo"
-    return Path.home() / ".cache" / "octavo"

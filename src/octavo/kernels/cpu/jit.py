@@ -31,6 +31,8 @@ import llvmlite.binding as llvm
 
 from octavo.kernels.cpu.objects import CODE, load_object, save_object
 
+from octavo.user_cache import user_cache_dir
+
 logger = logging.getLogger(__name__)
 
 DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
@@ -67,15 +69,6 @@ def has_int8_matrix_unit() -> bool:
 
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 """The system call, what it is asked, and the number of the state of tiles among the processor's."""
-
-
-def user_cache_dir() -> Path:
-    """Where Octavo keeps what it can rebuild."""
-    if explicit := os.environ.get("OCTAVO_CACHE_DIR"):
-        return Path(explicit)
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "octavo"
-    return Path.home() / ".cache" / "octavo"
 
 
 @functools.cache
