@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from octavo.kernels.cpu.jit import cache_key, user_cache_dir
+from octavo.kernels.cpu.jit import cache_key
+from octavo.user_cache import user_cache_dir
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,6 @@ from typing import Any, TypeVar, cast
 import llvmlite.binding as llvm
 
 from octavo.kernels.cpu.objects import CODE, load_object, save_object
-
 from octavo.user_cache import user_cache_dir
 
 logger = logging.getLogger(__name__)
