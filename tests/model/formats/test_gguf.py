@@ -81,9 +81,10 @@ def test_a_file_is_the_model_its_tensors_stand_for(
     for file in folder.iterdir():
         (full / file.name).write_bytes(file.read_bytes())
     save_file(values, full / "model.safetensors")
+    quantized = any(kind(name).name in BLOCKS for name in values)
     got, want = logits(resolve_model(str(tmp_path / "model.gguf"))), logits(full)
-    assert F.cosine_similarity(got, want).min() > 0.999
-    assert (got.argmax(1) == want.argmax(1)).float().mean() > 0.9
+    assert F.cosine_similarity(got, want).min() > (0.99 if quantized else 0.9999)  # activations are rounded too
+    assert F.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.998
 
 
 def test_matrices_come_as_they_are_stored(source: Path, tmp_path: Path) -> None:
