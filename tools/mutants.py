@@ -119,15 +119,15 @@ MUTANTS = (
     Mutant(
         "match the last token",
         MATCHER,
-        "for i in range((len(tokens) - 1) // size):",
-        "for i in range(len(tokens) // size):",
+        "last = (len(seq.tokens) - 1) // size",
+        "last = len(seq.tokens) // size",
     ),
     Mutant("drop the salt", "request/request.py", '("salt", salt)', '("salt", None)'),
     Mutant(
         "match a block anywhere, not only under its parent",
         MATCHER,
-        "            nodes.append(child)\n            parent = child\n",
-        "            nodes.append(child)\n",
+        "                nodes.append(child)\n                parent = child\n",
+        "                nodes.append(child)\n",
     ),
     Mutant(
         "change over to a filed block without telling",

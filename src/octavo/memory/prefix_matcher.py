@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
-
 from octavo.memory.layout import BlockLayout
 from octavo.memory.prefix_cache import PrefixCache
+from octavo.memory.prefix_tree import block_keys
 from octavo.plan import HOLE
 from octavo.request import PrefixNode, Sequence
+
+_STRIDE = 32  # blocks that are converted at a time
 
 
 class PrefixMatcher:
@@ -38,15 +39,17 @@ class PrefixMatcher:
     def filed(self, seq: Sequence) -> list[int]:
         """The nodes of the longest prefix of ``seq`` that is in the tree, wherever its blocks are, but for the one that
         would hold its last token."""
-        size, nodes, tokens = self._layout.block_size, [], array("i", seq.tokens)
-        find, content, width = self._cache.tree.find, tokens.tobytes(), tokens.itemsize * size
+        size, find = self._layout.block_size, self._cache.tree.find
+        nodes: list[int] = []
+        last = (len(seq.tokens) - 1) // size
         parent: PrefixNode = seq.request.namespace
-        for i in range((len(tokens) - 1) // size):
-            child = find(parent, content[i * width : (i + 1) * width])
-            if not child:
-                break
-            nodes.append(child)
-            parent = child
+        for first in range(0, last, _STRIDE):  # a long prompt is not converted beyond where it is unknown
+            for key in block_keys(seq.tokens, first * size, min(first + _STRIDE, last) * size, size):
+                child = find(parent, key)
+                if not child:
+                    return nodes
+                nodes.append(child)
+                parent = child
         return nodes
 
     def _covered(self, nodes: list[int]) -> int:
