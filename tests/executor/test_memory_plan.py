@@ -89,6 +89,8 @@ def test_windows_let_a_pool_serve_longer_contexts() -> None:
     assert mixed.max_model_len == (100 - 2 * 7) * 16  # 64 - 1 + 32 tokens, wherever in a block they begin
     assert plan(windows=(64,), **few).max_model_len == 4096
     assert plan(windows=(64,), **few).concurrent_at_full_context == 100 // 7
+    assert plan(windows=(64,), **few).tokens == 100 // 7 * 4096
+    assert mixed.tokens == mixed.max_model_len
     assert plan(windows=(64,), num_blocks=100, max_num_batched_tokens=32, depth=1).concurrent_at_full_context == 11
 
 

@@ -47,8 +47,10 @@ class MemoryPlan:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the pool holds, all sequences together, before any has left a window."""
-        return self.num_blocks // self.num_groups * self.block_size
+        """Tokens that the pool holds, all sequences together: in short ones, of which nothing has left a window, or in
+        such as fill the served context, whichever is more."""
+        short = self.num_blocks // self.num_groups * self.block_size
+        return max(short, self.concurrent_at_full_context * self.max_model_len)
 
     def concurrent(self, tokens: int) -> int:
         """How many sequences of ``tokens`` tokens the pool holds at once (``max_num_seqs`` is another limit)."""
