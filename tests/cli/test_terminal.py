@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pty
 import re
@@ -31,6 +32,8 @@ class Screen(io.StringIO):
 
 def test_load_progress_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", io.StringIO())
+    seconds = itertools.count(0.0, 0.125)
+    monkeypatch.setattr("octavo.cli.terminal.time.monotonic", lambda: next(seconds))
     with LoadProgress() as progress:
         for done in range(0, 5_000_000, 100_000):
             progress("loading weights", done, 5_000_000)
@@ -38,7 +41,7 @@ def test_load_progress_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         progress("compiling b", 1, 2)
         progress("fetching x", 3, 0)
     lines = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert lines == ["loading weights: 0 MB of 5 MB", "compiling a: 0 of 2", "compiling b: 1 of 2", "fetching x: 3"]
+    assert lines == ["loading weights: 1 MB of 5 MB", "compiling a: 0 of 2", "compiling b: 1 of 2", "fetching x: 3"]
     with LoadProgress(quiet=True) as progress:
         progress("loading weights", 1, 2)
     assert len(sys.stderr.getvalue().splitlines()) == 4  # type: ignore[attr-defined]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_IN_SILENCE = 1.0
+"""What is over sooner leaves no line behind that looks as if it had stopped half-way."""
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -81,6 +83,7 @@ class LoadProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._what = ""
+        self._began = time.monotonic()
         self._printed = 0.0
 
     def __enter__(self) -> LoadProgress:
@@ -123,6 +126,8 @@ class LoadProgress:
 
     def _print(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
+        if now - self._began < SECONDS_IN_SILENCE:
+            return
         if what == self._what and now - self._printed < SECONDS_BETWEEN_LINES:
             return
         self._what, self._printed = what, now
