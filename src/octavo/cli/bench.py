@@ -112,8 +112,8 @@ def _show(report: dict[str, Any]) -> None:
     about = [config["model"] or "the bundled model", report["dtype"]]
     about += [str(config[name]) for name in ("quantization", "speculative") if config.get(name)]
     screen.print(
-        f"{', '.join(about)}; {load['prompt_tokens']} tokens in, {load['output_tokens']} out; {machine['cpu']}, "
-        f"{machine['threads']} threads\n",
+        f"{', '.join(about)}; {load['prompt_tokens']} tokens in, {load['output_tokens']} out\n"
+        f"{machine['cpu']}, threads: {machine['threads']}\n",
         markup=False,
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2))
