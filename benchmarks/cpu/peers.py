@@ -174,6 +174,7 @@ def _install_llamacpp(folder: Path) -> None:
     with tarfile.open(folder / f"llama_cpp_python-{LLAMA_CPP}.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     source = folder / f"llama_cpp_python-{LLAMA_CPP}" / "vendor" / "llama.cpp"
+    _keep_tile_shapes(source / "ggml" / "src" / "ggml-cpu" / "amx" / "mmq.cpp")
     off = [
         f"-D{name}=OFF"
         for name in (
@@ -189,6 +190,13 @@ def _install_llamacpp(folder: Path) -> None:
     _run("cmake", "-S", source, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *off)
     jobs = str(len(os.sched_getaffinity(0)))
     _run("cmake", "--build", folder / "build", "-j", jobs, "--target", "llama-server", "llama-quantize")
+
+
+def _keep_tile_shapes(file: Path) -> None:
+    """GCC 12 takes what describes the matrix unit's tiles for written in vain, because its ``_tile_loadconfig`` names
+    eight of the 64 bytes that it reads; the first quantised product is then an illegal instruction."""
+    text, load = file.read_text(), "    _tile_loadconfig(&tc);"
+    file.write_text(text.replace(load, f'    __asm__ volatile("" : : "r"(&tc) : "memory");\n{load}'))
 
 
 def _to_gguf(checkpoint: Path, precision: str, folder: Path, target: Path) -> Path:
