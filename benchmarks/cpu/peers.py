@@ -156,7 +156,11 @@ def _to_openvino(checkpoint: Path, precision: str, folder: Path, target: Path) -
 
 def _openvino_options(precision: str, folder: Path) -> dict[str, Any]:
     # Left to itself it keeps keys and values in 8 bits; beside engines in bfloat16 it is told to keep them so too.
-    return {"kv_cache_precision": "bf16"} if precision == "bf16" else {}
+    if precision == "bf16":
+        return {"properties": {"KV_CACHE_PRECISION": "bf16"}}
+    # With weights in 8 bits, one scale for a token's whole row of activations instead of one for each 32 of them is
+    # its quickest way (measured with AMX: 1.3 to 1.45 times its default); with 4 bits there is no difference.
+    return {"properties": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(2**64 - 1)}} if precision == "int8" else {}
 
 
 # -- llama.cpp -----------------------------------------------------------------------------------------------------

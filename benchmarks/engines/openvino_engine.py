@@ -20,9 +20,11 @@ def load(folder: str, options: dict[str, Any]) -> tuple[Callable[[dict[str, Any]
     scheduler.max_num_seqs = options["max_num_seqs"]
     scheduler.max_num_batched_tokens = 2048
     scheduler.enable_prefix_caching = True
-    properties = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": options["num_threads"]}
-    if "kv_cache_precision" in options:
-        properties["KV_CACHE_PRECISION"] = options["kv_cache_precision"]
+    properties = {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_NUM_THREADS": options["num_threads"],
+        **options.get("properties", {}),
+    }
     pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
 
     def run(workload: dict[str, Any]) -> dict[str, Any]:
