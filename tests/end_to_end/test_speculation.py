@@ -89,7 +89,11 @@ FREE = {"speculative": "ngram", "ngram_min": 1, "row_cost": 0.0}
 
 @pytest.mark.parametrize(
     "settings",
-    [FREE, FREE | {"depth": 1}, {"speculative": "ngram", "speculative_tokens": 3, "max_num_batched_tokens": 19}],
+    [
+        FREE,
+        FREE | {"depth": 1},
+        {"speculative": "ngram", "row_cost": 0.01, "speculative_tokens": 3, "max_num_batched_tokens": 19},
+    ],
     ids=["all", "in flight", "few"],
 )
 def test_every_parameter(
@@ -102,7 +106,7 @@ def test_every_parameter(
         outputs = engine.generate(PROMPTS, params)
         assert [everything(output) for output in outputs] == expected
         stats = engine.stats()
-        assert stats.num_drafted_tokens > stats.num_accepted_tokens > 10
+        assert stats.num_drafted_tokens > stats.num_accepted_tokens > 5
         assert stats.num_drafted_tokens == sum(output.metrics.num_drafted_tokens for output in outputs)
         assert stats.num_accepted_tokens == sum(output.metrics.num_accepted_tokens for output in outputs)
         assert outputs[10].metrics.num_drafted_tokens == 0  # beams

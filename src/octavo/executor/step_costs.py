@@ -12,15 +12,18 @@ from octavo.plan import Chunk, Executor, SamplingSpec, SlotInit, StepPlan, Want
 _CONTEXT = 128
 """Tokens that the rows look back on: what attention adds beyond is small beside the weights."""
 
-_ROUNDS, _SECONDS = 3, 0.04
+_ROUNDS, _SECONDS = 2, 0.04
 """So often every number of rows is tried at least, and for so long where steps are short."""
+
+_ROWS = 64
+"""Where more sequences than this may decode together, what further rows add is taken to be what the last ones did."""
 
 
 _MOST_ROUNDS = 50
 
 
 def step_costs(executor: Executor, config: EngineConfig) -> tuple[float, ...]:
-    """What decode steps of 1, 2, 4, ... rows of one sequence take, up to one of all the drafts there may be, relative
+    """What decode steps of 1, 2, 4, ... rows of one sequence take, up to as many as drafts or sequences make, relative
     to the first: medians of a few each, sampling included, in turn with steps of one row, as drafts come in turn with
     steps without. () where there is no room for two rows.
 
@@ -31,7 +34,8 @@ def step_costs(executor: Executor, config: EngineConfig) -> tuple[float, ...]:
     most = min(config.max_num_batched_tokens, facts.max_model_len, held * size)
     context = min(_CONTEXT, most // 2)
     numbers = [1]
-    while numbers[-1] < 1 + config.speculative_tokens and context + 2 * numbers[-1] <= most:
+    wanted = max(1 + config.speculative_tokens, min(config.max_num_seqs, _ROWS))
+    while numbers[-1] < wanted and context + 2 * numbers[-1] <= most:
         numbers.append(2 * numbers[-1])
     if context < 1 or len(numbers) < 2:
         return ()
@@ -64,9 +68,10 @@ def step_costs(executor: Executor, config: EngineConfig) -> tuple[float, ...]:
 
 
 def relative(seconds: Sequence[float]) -> tuple[float, ...]:
-    """Measured seconds of 1, 2, 4, ... rows as costs: more rows never take less, nor twice the rows more than twice as
-    long, whatever else the machine did meanwhile."""
+    """Measured seconds of 1, 2, 4, ... rows as costs. Whatever else the machine did meanwhile made steps longer, never
+    shorter: so what more rows were done in bounds what fewer take, and twice the rows take no more than twice as long.
+    """
     costs = [1.0]
-    for each in seconds[1:]:
-        costs.append(min(max(costs[-1], each / seconds[0]), 2 * costs[-1]))
+    for i in range(1, len(seconds)):
+        costs.append(min(max(1.0, min(seconds[i:]) / seconds[0]), 2 * costs[-1]))
     return tuple(costs)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.scheduler.drafting.step_gain import LEAST_GAIN, StepCosts, StepGain
+from octavo.scheduler.drafting.step_gain import CAUTION, LEAST_GAIN, StepCosts, StepGain
 
 CHANCES = st.lists(st.floats(0.0, 1.0), max_size=12).map(
     lambda each: [math.prod(each[: i + 1]) for i in range(len(each))]
@@ -15,24 +15,27 @@ CHANCES = st.lists(st.floats(0.0, 1.0), max_size=12).map(
 
 def test_costs_lie_on_lines() -> None:
     costs = StepCosts((1.0, 1.2, 1.2, 2.0))
-    assert [costs.of(rows) for rows in (1, 2, 3, 4, 6, 8, 12)] == pytest.approx([1.0, 1.2, 1.2, 1.2, 1.6, 2.0, 2.8])
+    table = costs.upto(12)
+    assert [table[rows] for rows in (1, 2, 3, 4, 6, 8, 12)] == pytest.approx([1.0, 1.2, 1.2, 1.2, 1.6, 2.0, 2.8])
 
 
 @given(CHANCES, st.integers(1, 40), st.sampled_from([(1.0, 1.0), (1.0, 1.05), (1.0, 1.1, 1.2, 1.2), (1.0, 2.0)]))
 def test_no_other_number_brings_more_tokens_a_second(chances: list[float], rows: int, costs: tuple[float, ...]) -> None:
-    of = StepCosts(costs).of
+    table = StepCosts(costs).upto(60)
 
     def rate(count: int) -> float:
-        return (rows + sum(chances[:count])) / of(rows + count)
+        return (rows + sum(chances[:count])) / (table[rows] + CAUTION * (table[rows + count] - table[rows]))
 
     chosen = StepGain(StepCosts(costs), rows, rows, lost=0).choose(chances)
     worth = [count for count in range(len(chances) + 1) if chances[:count] == [c for c in chances[:count] if c >= 0.01]]
     best = max(rate(count) for count in worth)
+    if chosen:
+        assert StepGain(StepCosts(costs), rows, rows, lost=0).is_possible(len(chances))
     assert rate(chosen) == pytest.approx(best) or (chosen == 0 and best <= LEAST_GAIN * rate(0))
 
 
 def test_what_one_sequence_takes_is_dearer_to_the_next() -> None:
-    gain = StepGain(StepCosts((1.0, 1.0, 1.0, 1.0, 2.0)), rows=2, tokens=2, lost=0)  # free up to eight rows
+    gain = StepGain(StepCosts((1.0, 1.0, 1.0, 1.0, 1.5)), rows=2, tokens=2, lost=0)  # free up to eight rows
     assert gain.choose([0.5] * 6) == 6
     assert gain.choose([0.5] * 6) == 0
     assert gain.choose([1.0] * 6) > 0

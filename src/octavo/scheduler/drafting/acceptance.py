@@ -6,7 +6,7 @@ _WINDOW, _POOL_WINDOW = 16.0, 256.0
 """Guesses that an estimate remembers, or thereabouts: a text's, so that a change in it is noticed within as many; and
 that of all texts."""
 
-_TEXT_WEIGHT, _POOL_WEIGHT = 3.0, 4.0
+_TEXT_WEIGHT, _POOL_WEIGHT = 2.0, 4.0
 """So many guesses' weight have what all texts say of one, and what is believed of all texts beforehand."""
 
 LONGEST = 8

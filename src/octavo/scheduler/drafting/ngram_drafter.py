@@ -65,11 +65,15 @@ class NgramDrafter:
         """For each of the first ``count`` tokens of the latest guess, the chance that it comes true together with those
         before it. Nothing is said of more than about twice as many as came true in a row of late: texts differ more
         in how long they repeat themselves than one tells from their first matches."""
-        chances, chance, length = [], 1.0, self._length
+        chances: list[float] = []
+        chance, length = 1.0, self._length
+        next_one = 0.0
         for _ in range(min(count, _DARING + int(2 * self._longest))):
-            chance *= self._acceptance.chance(length)
+            if length <= LONGEST:  # beyond, they are all alike
+                next_one = self._acceptance.chance(length)
+                length += 1
+            chance *= next_one
             chances.append(chance)
-            length += 1
         return chances
 
     def _judge(self, tokens: list[int]) -> None:

@@ -44,6 +44,8 @@ class Speculation:
         """
         depth = self._config.depth
         gain = StepGain(self._costs, rows, len(chunks), lost=depth)
+        if not gain.is_possible(min(self._config.speculative_tokens, spare)):
+            return  # with so many rows, further ones are worth less than they cost whatever is guessed
         for i, (seq, _) in enumerate(planned):
             if spare <= 0:
                 return
