@@ -17,6 +17,7 @@ from octavo.cli.demo import demo
 from octavo.cli.doctor import doctor
 from octavo.cli.generate import generate
 from octavo.cli.ladder import ladder
+from octavo.cli.quantize import quantize
 from octavo.cli.simulate import simulate
 from octavo.errors import EngineError, OctavoError
 
@@ -37,6 +38,7 @@ app.command()(chat)
 app.command()(ladder)
 app.command()(simulate)
 app.command()(bench)
+app.command()(quantize)
 app.command()(doctor)
 
 

@@ -20,6 +20,7 @@ from octavo.model import ModelConfig, read_model_config, weights_bytes
 from octavo.model.choices import LinearChoices
 from octavo.model.dtypes import resolve_dtype
 from octavo.model.formats import Weights, open_weights
+from octavo.model.formats.choose import agreed_quantization
 
 _PACKAGES = ("torch", "numba", "numpy", "safetensors", "tokenizers", "transformers")
 
@@ -63,7 +64,7 @@ def inspect(config: EngineConfig, folder: Path | None = None) -> Report:
     threads = config.num_threads or default_threads()
     stored = _stored_dtype(model, stored_weights)
     dtype, notes = resolve_dtype(config.dtype, stored, torch.device("cpu"))
-    weights = weights_bytes(model, dtype, config.quantization)
+    weights = weights_bytes(model, dtype, agreed_quantization(folder, config.quantization))
     groups = model.layer_groups
     layout = kv_layout(config, model, dtype)
     return Report(

@@ -83,6 +83,14 @@ class Checkpoint:
         """
         return tuple(self._tensor(name).shape)
 
+    def nbytes(self, name: str) -> int:
+        """A tensor's size.
+
+        Raises:
+            WeightsError: it is missing.
+        """
+        return self._tensor(name).nbytes
+
     def is_zero_bias(self, name: str) -> bool:
         """Whether it is a bias that adds nothing: some tools write one for every module."""
         return name.endswith(".bias") and not bool(self._tensor(name).any())

@@ -17,20 +17,13 @@ from octavo.model.dtypes import resolve_dtype
 from octavo.model.embedding import Embedding, FullEmbedding, HasRows, QuantizedEmbedding
 from octavo.model.families import read_model_config
 from octavo.model.formats import Weight, Weights, open_weights
+from octavo.model.formats.choose import agreed_quantization
 from octavo.model.formats.quantizing import QuantizingWeights, scheme_of
 from octavo.model.formats.stacking import stacked
 from octavo.model.linear import GatedLinear, Linear, LinearFactory
+from octavo.model.places import EMBEDDING, place_of
 from octavo.model.quantized import QuantizedWeight
 
-_EMBEDDING = "embed_tokens.weight"
-_HEAD = "lm_head.weight"
-_PLACES = (
-    ("model.", _HEAD),
-    ("", _HEAD),  # saved from the bare model; transformers accepts it too
-    ("language_model.model.", f"language_model.{_HEAD}"),  # the text part of a model with eyes
-    ("model.language_model.", _HEAD),
-)
-"""What names may begin with, and what the head is called then."""
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias)")
 """Tensors that older exporters wrote and that are computed, not learned."""
 
@@ -74,6 +67,7 @@ def load_model(
     """
     config = read_model_config(folder)
     weights = open_weights(folder)
+    quantization = agreed_quantization(folder, quantization)
     if quantization is not None:
         weights = QuantizingWeights(weights, quantization)
     with torch.inference_mode(False), torch.no_grad():
@@ -90,7 +84,7 @@ def weights_bytes(config: ModelConfig, dtype: torch.dtype, quantization: str | N
         tables = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
         narrowest = min(config.hidden_size, config.q_size)
         bits = (_parameters(config) - tables) * scheme_of("layer", quantization).most_bits(narrowest)
-        bits += tables * scheme_of(_EMBEDDING.removesuffix(".weight"), quantization).most_bits(config.hidden_size)
+        bits += tables * scheme_of(EMBEDDING.removesuffix(".weight"), quantization).most_bits(config.hidden_size)
         return int(bits / 8) + _norms(config) * (dtype.itemsize + wider)
     return (_parameters(config) + config.vocab_size * config.hidden_size) * dtype.itemsize + _norms(config) * wider
 
@@ -130,8 +124,7 @@ class _Loading:
         self.device = device
         self.kernels = kernels
         self.progress = progress
-        found = (place for place in _PLACES if place[0] + _EMBEDDING in weights)
-        self.prefix, self.head = next(found, _PLACES[0])
+        self.prefix, self.head = place_of(weights)
         self.dtype, self.notes = resolve_dtype(dtype, self._stored_dtype(), device)
         chooser = KindChooser(linear_kind, LinearChoices.here(kernels.__name__, self.dtype, torch.get_num_threads()))
         self.factory = LinearFactory(self.dtype, device, kernels, batch_invariant, chooser)
@@ -187,7 +180,7 @@ class _Loading:
         Embeddings that config.json calls tied may be stored under either name; stored under both with different
         values they are not tied, as transformers decides too.
         """
-        embedding, head = self.prefix + _EMBEDDING, self.head
+        embedding, head = self.prefix + EMBEDDING, self.head
         if not self.config.tie_word_embeddings:
             return self._embedding(self._table(embedding)), self._head(self._table(head))
         if head not in self.weights or embedding not in self.weights:
@@ -294,7 +287,7 @@ class _Loading:
             dtype: torch.dtype = getattr(torch, self.config.dtype)
             return dtype
         shape = (self.config.vocab_size, self.config.hidden_size)
-        name = self.prefix + _EMBEDDING if self.prefix + _EMBEDDING in self.weights else self.head
+        name = self.prefix + EMBEDDING if self.prefix + EMBEDDING in self.weights else self.head
         return self.weights.read(name, shape).dtype
 
     def _note_unused(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from octavo.config import QUANTIZATIONS
+from octavo.errors import ConfigError
 from octavo.hub import CONFIG_FILE, read_json
 from octavo.model.checkpoint import Checkpoint
 from octavo.model.config_file import ConfigFile
@@ -20,6 +22,9 @@ LAYOUTS: dict[str, Callable[[ConfigFile], Layout]] = {
     "awq": Awq,
 }
 """``quant_method`` of config.json's quantization_config -> what reads it."""
+
+RECORD = "octavo"
+"""The object of config.json in which a folder that Octavo wrote says how its weights were quantised."""
 
 
 def open_weights(folder: Path) -> Weights:
@@ -57,3 +62,21 @@ def quantization_settings(folder: Path) -> ConfigFile | None:
     file = ConfigFile(path, read_json(path))
     name = next((name for name in ("quantization_config", "compression_config") if file.get(name) is not None), None)
     return None if name is None else file.nested(name)
+
+
+def agreed_quantization(folder: Path, asked: str | None) -> str | None:
+    """How weights that are stored in full are quantised while they are loaded: as the user asks, or as the folder
+    records of itself.
+
+    Raises:
+        ConfigError: these contradict each other.
+    """
+    path = folder / CONFIG_FILE
+    recorded = ConfigFile(path, read_json(path)).nested(RECORD).get("quantization")
+    if recorded is not None and recorded not in QUANTIZATIONS:
+        raise ConfigError(f"{path}: {RECORD}.quantization={recorded!r} is unknown: use {', '.join(QUANTIZATIONS)}")
+    if None not in (asked, recorded) and asked != recorded:
+        raise ConfigError(
+            f"quantization={asked!r} contradicts {folder}, which was written with {recorded!r}: leave quantization out"
+        )
+    return asked or recorded
