@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from octavo.kernels.quantized import QuantizedWeight
+from octavo.kernels.quantized import VALUES, QuantizedWeight
 
 __all__ = ["QuantizedWeight", "quantize"]
 
-_AT_ONCE = 2**22  # weights: what is widened to float32 at a time stays small beside what is kept
+_AT_ONCE = 2**18  # weights: what is widened to float32 at a time stays in a core's cache, and small beside what is kept
 
 _LEAST_HALF = 2.0**-20
 """Down to here float16 has a number within 3%: next to 15 steps that is little, and one tiny group should not make all
@@ -49,10 +49,17 @@ def quantize(
             + (" of an even number" if bits == 4 else "")
         )
     part = _eight_bits if bits == 8 else _four_centred_bits if centred else _four_bits
+    values = torch.empty(rows, inputs * bits // 8, dtype=VALUES[bits], device=weight.device)
+    scales = torch.empty(rows, inputs // size, device=weight.device)
+    mins = torch.empty_like(scales) if bits == 4 else None
     step = max(1, _AT_ONCE // inputs)
-    return QuantizedWeight.stack(
-        [part(weight[start : start + step].float().unflatten(1, (-1, size))) for start in range(0, rows, step)]
-    )
+    for start in range(0, rows, step):
+        some = slice(start, start + step)
+        made = part(weight[some].float().unflatten(1, (-1, size)))
+        values[some], scales[some] = made.values, made.scales
+        if mins is not None and made.mins is not None:
+            mins[some] = made.mins
+    return QuantizedWeight(values, scales, mins, bits)
 
 
 def _eight_bits(groups: torch.Tensor) -> QuantizedWeight:
