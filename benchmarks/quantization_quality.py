@@ -1,6 +1,7 @@
 """What quantised weights cost in quality: perplexity on tales that the bundled model has not seen, cosines of logits.
 
-    python benchmarks/quantization_quality.py --corpus fairy-tales.txt.gz [--quantizations int8] [--shape qwen3-0.6b]
+    python benchmarks/quantization_quality.py --corpus fairy-tales.txt.gz [--quantizations int8,int4]
+        [--shape qwen3-0.6b]
 
 The held-out passages are those that ``tools/train_tales.py`` holds out of the same corpus, and they are scored as it
 scores them: a window that moves by half the context. Perplexity is per token. The logits are those of a model of
@@ -118,7 +119,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="the tales that the bundled model was trained from")
-    parser.add_argument("--quantizations", type=lambda names: names.split(","), default=["int8"])
+    parser.add_argument("--quantizations", type=lambda names: names.split(","), default=["int8", "int4"])
     parser.add_argument("--shape", default="qwen3-0.6b", help="of the model with random weights")
     parser.add_argument("--kernels", default="cpu")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint of random weights here")
