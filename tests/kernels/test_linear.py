@@ -130,3 +130,16 @@ def test_what_it_does_not_serve_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="must be"):
             linear(bad_x, bad_out)
+
+
+def test_rows_of_the_weight_can_be_looked_up() -> None:
+    weight, _ = made(96, 64, False, 3)
+    indexes = torch.tensor([0, 95, 31, 32, 15, 16, 95])
+    out = torch.zeros(7, 64, dtype=torch.bfloat16)
+    assert PanelLinear(weight).look_up(indexes, out) is out
+    assert torch.equal(out, weight[indexes])
+    assert PanelLinear(weight).look_up(indexes[:0], out[:0]).shape == (0, 64)
+    with pytest.raises(IndexError):
+        PanelLinear(weight).look_up(torch.tensor([96]), out[:1])
+    with pytest.raises(ValueError, match="gated"):
+        PanelLinear(weight, activation="silu_and_mul").look_up(indexes, out)

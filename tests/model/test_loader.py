@@ -329,3 +329,19 @@ def test_an_unknown_architecture_is_refused_before_any_weight_is_read(folder: Pa
 def test_an_unknown_dtype(folder: Path) -> None:
     with pytest.raises(ConfigError, match="int8"):
         load(folder, "int8")
+
+
+def test_a_tied_embedding_that_the_heads_panels_can_tell_is_held_once(checkpoint: Callable[..., Path]) -> None:
+    backend = kernels.load("cpu")
+    if not backend.PanelLinear.available():
+        pytest.skip("this machine has no products in panels")
+    folder = checkpoint("llama", tie_word_embeddings=True, vocab_size=128, dtype="bfloat16")
+    tables = []
+    for kind in ("plain", "panels"):
+        decoder = load_model(folder, kernels=backend, dtype="bfloat16", linear_kind=kind)
+        ids, rows = torch.tensor([0, 5, 127, 31, 32]), torch.zeros(5, decoder.config.hidden_size, dtype=torch.bfloat16)
+        decoder._embedding(ids, rows)
+        tables.append((rows, decoder.weights_bytes))
+    assert torch.equal(tables[0][0], tables[1][0])
+    assert tables[0][1] == tables[1][1]
+    assert tables[0][0].any()

@@ -85,3 +85,36 @@ class QuantizedEmbedding:
     def bytes_beside(self, head: object) -> int:
         """The weight's, unless the rows are the head's own."""
         return self.source.nbytes if isinstance(self.source, QuantizedWeight) else 0
+
+
+@runtime_checkable
+class LooksUp(Protocol):
+    """A product that can tell rows of its weight."""
+
+    def look_up(self, indexes: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write the rows of ``indexes`` (int64 ``[T]``) to ``out``, which is returned."""
+
+
+class SharedEmbedding:
+    """The weight of the head, where the two are tied: held once, as the head's product wants it.
+
+    Args:
+        head: the product.
+        dtype: of the rows.
+        device: where they are.
+    """
+
+    __slots__ = ("device", "dtype", "head")
+
+    def __init__(self, head: LooksUp, dtype: torch.dtype, device: torch.device) -> None:
+        self.head = head
+        self.dtype = dtype
+        self.device = device
+
+    def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> None:
+        """Look up."""
+        self.head.look_up(token_ids, out)
+
+    def bytes_beside(self, head: object) -> int:
+        """Nothing."""
+        return 0

@@ -14,18 +14,20 @@ from octavo.model.choosing import KindChooser
 from octavo.model.config import ModelConfig
 from octavo.model.decoder import Decoder, DecoderLayer
 from octavo.model.dtypes import resolve_dtype
-from octavo.model.embedding import Embedding, FullEmbedding, HasRows, QuantizedEmbedding
+from octavo.model.embedding import Embedding, FullEmbedding, HasRows, LooksUp, QuantizedEmbedding, SharedEmbedding
 from octavo.model.families import read_model_config
 from octavo.model.formats import Weight, Weights, open_weights
 from octavo.model.formats.choose import agreed_quantization
 from octavo.model.formats.quantizing import QuantizingWeights, scheme_of
 from octavo.model.formats.stacking import stacked
+from octavo.model.heap import give_back
 from octavo.model.linear import GatedLinear, Linear, LinearFactory
 from octavo.model.places import EMBEDDING, place_of
 from octavo.model.quantized import QuantizedWeight
 
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias)")
 """Tensors that older exporters wrote and that are computed, not learned."""
+_TRIM_BYTES = 2**27  # read before what was freed meanwhile is given back to the system
 
 
 def load_model(
@@ -128,7 +130,7 @@ class _Loading:
         self.dtype, self.notes = resolve_dtype(dtype, self._stored_dtype(), device)
         chooser = KindChooser(linear_kind, LinearChoices.here(kernels.__name__, self.dtype, torch.get_num_threads()))
         self.factory = LinearFactory(self.dtype, device, kernels, batch_invariant, chooser)
-        self.bytes_read = 0
+        self.bytes_read = self.trimmed_at = 0
         self.bytes_kept = 0
         self.bytes_total = _parameters(config) * self.dtype.itemsize
 
@@ -138,6 +140,7 @@ class _Loading:
         layers = [self._layer(index) for index in range(config.num_layers)]
         final_norm = self._norm("norm.weight", config.hidden_size)
         self._note_unused()
+        give_back()
         return Decoder(
             config,
             embedding,
@@ -202,6 +205,9 @@ class _Loading:
             return QuantizedEmbedding(source, self.dtype, self.device), product
         table = self._full(stored)
         head = self.factory.build(table)
+        if isinstance(head, LooksUp):
+            self.bytes_kept += table.nbytes
+            return SharedEmbedding(head, self.dtype, self.device), head
         self.bytes_kept += table.nbytes * (1 if head.kind.startswith("plain") else 2)
         return FullEmbedding(table), head
 
@@ -279,6 +285,9 @@ class _Loading:
     def _count(self, nbytes: int) -> None:
         """So much has been read."""
         self.bytes_read += nbytes
+        if self.bytes_read - self.trimmed_at >= _TRIM_BYTES:
+            self.trimmed_at = self.bytes_read
+            give_back()
         if self.progress is not None:
             self.progress("loading weights", self.bytes_read, max(self.bytes_total, self.bytes_read))
 

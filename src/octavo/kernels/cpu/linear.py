@@ -185,6 +185,20 @@ class PanelLinear:
             and weight.numel() > 0
         )
 
+    def look_up(self, indexes: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write some rows of the weight, int64 ``[T]``, to ``out`` ``[T, K]``, which is returned.
+
+        Raises:
+            ValueError: columns that are gated are not in the weight's order.
+            IndexError: there is no such row.
+        """
+        if self._kind != PLAIN:
+            raise ValueError("a gated product has no rows to look up")
+        column = indexes.remainder(PANEL)
+        half = PANEL // 2
+        rows = self.packed[indexes // PANEL, :, column // half, :, column.remainder(half)]
+        return out.copy_(rows.flatten(1).view(torch.bfloat16))
+
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product, in ``out`` or in fresh memory.
 
