@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,31 @@ def test_a_folder_that_cannot_be_written_costs_the_memory_only(tmp_path: Path) -
     LinearChoices({}, tmp_path / "file").keep("32x64", CHOICE)
 
 
+def clocks(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Every look at the clock is a second later; of each the process has had ``share`` on all its threads."""
+    ticks = itertools.count()
+    now = [0.0]
+
+    def wall() -> float:
+        now[0] = float(next(ticks))
+        return now[0]
+
+    monkeypatch.setattr(choosing.time, "perf_counter", wall)
+    monkeypatch.setattr(choosing.time, "process_time", lambda: now[0] * share * torch.get_num_threads())
+
+
+def test_what_a_busy_machine_disturbed_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "_seconds", lambda linear, x: 1.0)
+    remembered = LinearChoices({}, tmp_path)
+    for share, kept in ((0.5, False), (0.95, True)):
+        clocks(monkeypatch, share)
+        kind, _ = KindChooser("auto", remembered).choose([PlainLinear, Other], torch.ones(32, 64), None)
+        assert kind is Other
+        assert ("32x64" in remembered.read()) == kept
+
+
 def test_nothing_is_measured_twice_but_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks(monkeypatch, 1.0)
     measured: list[str] = []
     faster = "other"
 

@@ -15,6 +15,10 @@ _MEASURE_SECONDS = 0.02  # for each kind and number of rows
 _ROUNDS = 2  # every kind is measured so often, in turn, lest what else the machine did meanwhile decides for long
 _MARGIN = 0.9  # of the other's time: a kind must be so much faster to be preferred over one named after it, lest the
 # choice, and with it the last bits of a result, turn on the noise of a busy machine
+_UNDISTURBED = (
+    0.8  # share of its processors that a process must have had for what it measured to be remembered: threads
+)
+# that wait for one another spin, so without company it is nearly 1
 _LARGEST_OUTPUT = 2**22  # elements; measuring lm_head at 256 rows would take a second for what is never run
 
 
@@ -47,28 +51,35 @@ class KindChooser:
         known = None
         if self._remembered is not None and self.wanted != "measure":
             known = self._remembered.find(shape, tuple(names), rows)
-        choice = known or _measured(left, rows, weight, bias)
-        if known is None and self._remembered is not None:
+        if known is not None:
+            return names[known.kind], f"linear {shape}: {known}"
+        choice, share = _measured(left, rows, weight, bias)
+        if self._remembered is not None and share >= _UNDISTURBED:
             self._remembered.keep(shape, choice)
         return names[choice.kind], f"linear {shape}: {choice}"
 
 
-def _measured(kinds: list[Any], rows: tuple[int, ...], weight: torch.Tensor, bias: torch.Tensor | None) -> Choice:
+def _measured(
+    kinds: list[Any], rows: tuple[int, ...], weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[Choice, float]:
     """The last kind, unless an earlier one's times over several batch sizes have a geometric mean that is clearly
-    less."""
+    less; and which share of its threads' time this process really had meanwhile."""
+    wall = cpu = 0.0
     inputs = [torch.randn(count, weight.shape[1]).to(weight.dtype) for count in rows]
     times = {kind.kind: tuple(math.inf for _ in rows) for kind in kinds}
     for kind in kinds * _ROUNDS:
         linear = kind(weight, bias)
+        began, had = time.perf_counter(), time.process_time()
         times[kind.kind] = tuple(
             min(_seconds(linear, x), held) for x, held in zip(inputs, times[kind.kind], strict=True)
         )
+        wall, cpu = wall + time.perf_counter() - began, cpu + time.process_time() - had
         del linear  # before the next one is made, for memory's sake
     best = kinds[-1].kind
     for kind in kinds[:-1]:
         if math.prod(times[kind.kind]) < math.prod(times[best]) * _MARGIN ** len(rows):
             best = kind.kind
-    return Choice(best, rows, times)
+    return Choice(best, rows, times), cpu / (wall * torch.get_num_threads())
 
 
 def _seconds(linear: Any, x: torch.Tensor) -> float:
