@@ -163,8 +163,8 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert bool((best[:, 0] - best[:, 1] <= 1e-4)[differ].all())
 
 
-def load(folder: Path, backend: str = "reference", dtype: str = "float32", batch_invariant: bool = False) -> Decoder:
-    return load_model(folder, dtype=dtype, kernels=kernels.load(backend), batch_invariant=batch_invariant)
+def load(folder: Path, backend: str = "reference", dtype: str = "float32", **options: Any) -> Decoder:
+    return load_model(folder, dtype=dtype, kernels=kernels.load(backend), **options)
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -322,11 +322,10 @@ def test_the_same_decoder_serves_batches_of_every_size(checkpoint: Callable[...,
 def test_recorded_programs_give_what_single_calls_give(
     checkpoint: Callable[..., Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.model.choosing._seconds", lambda linear, x: 1.0)  # the backend's own kind is taken
     monkeypatch.setattr(kernels.load("cpu").PanelLinear, "available", staticmethod(lambda: True))
     shape = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     folder = checkpoint(family, dtype="bfloat16", intermediate_size=96, **shape)
-    recorded, plain = load(folder, "cpu", "bfloat16"), load(folder, "cpu", "bfloat16")
+    recorded, plain = (load(folder, "cpu", "bfloat16", linear_kind="panels") for _ in range(2))
     assert recorded._recordable
     plain._recordable = False
     results = []
