@@ -361,3 +361,16 @@ def fork_one(rng: random.Random, case: Case, arrival: float) -> None:
         stops=rng.random() < 0.5,
         fork_of=line,
     )
+
+
+def swapping_case(num_blocks: int, **config: object) -> Case:
+    """A case in which whoever is preempted moves to one of 20 host blocks, and the least urgent goes first."""
+    settings: dict[str, object] = {
+        "block_size": 4,
+        "policy": "priority",
+        "ageing_seconds": 1000.0,
+        "max_num_batched_tokens": 64,
+        "num_host_blocks": 20,
+        "preemption": "swap",
+    }
+    return Case(SchedulerConfig(num_blocks=num_blocks, **(settings | config)))  # type: ignore[arg-type]

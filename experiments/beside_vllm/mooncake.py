@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
 from beside_vllm.stream import Arrival, Stream
 
@@ -16,9 +15,11 @@ TRACE_BLOCK = 512
 BLOCK = TRACE_BLOCK // SHRINK
 
 
-def mooncake_stream(
-    trace: Path, name: str, story: str, *, requests: int, seconds_a_step: float, **engine: Any
-) -> Stream:
+SECONDS_A_STEP = 0.4
+"""How much of the trace's time goes by in a step."""
+
+
+def mooncake_stream(trace: Path, *, story: str, requests: int, num_blocks: int) -> Stream:
     """The first ``requests`` of the trace. Equal block ids become equal tokens; the last id of a request covers a
     partial block, so its tokens are the request's own.
 
@@ -38,16 +39,18 @@ def mooncake_stream(
             arrivals.append(
                 Arrival(
                     f"m{number}",
-                    int(row["timestamp"] / 1000 / seconds_a_step),
+                    int(row["timestamp"] / 1000 / SECONDS_A_STEP),
                     tuple(prompt),
                     (tuple(range(own + 2048, own + 2048 + length)),),
                 )
             )
     return Stream(
-        name,
+        "Mooncake",
         f"{story} The first {requests} requests of the Mooncake conversation trace, lengths and blocks {SHRINK} times "
-        f"smaller, {seconds_a_step} s of the trace a step.",
+        f"smaller, {SECONDS_A_STEP} s of the trace a step.",
         arrivals=tuple(arrivals),
         block_size=BLOCK,
-        **engine,
+        num_blocks=num_blocks,
+        max_num_seqs=64,
+        max_num_batched_tokens=512,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -117,19 +118,9 @@ def random_stream(name: str, *, seed: int, every: int, num_seqs: int, num_blocks
     )
 
 
-def mooncake(trace: Path) -> Stream:
-    """Real traffic in a cache of a thousand blocks."""
-    return mooncake_stream(
-        trace,
-        "Mooncake",
-        "A cache that holds a fraction.",
-        requests=1000,
-        seconds_a_step=0.4,
-        num_blocks=1000,
-        max_num_seqs=64,
-        max_num_batched_tokens=512,
-    )
+MOONCAKE = partial(mooncake_stream, story="A cache that holds a fraction.", requests=1000, num_blocks=1000)
+"""Real traffic in a cache of a thousand blocks."""
 
 
 if __name__ == "__main__":
-    main(Path(__file__).parent, __doc__ or "", streams(), mooncake)
+    main(Path(__file__).parent, __doc__ or "", streams(), MOONCAKE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -126,11 +127,7 @@ def streams() -> list[Stream]:
             num_blocks=40,
             max_num_seqs=1,
             policy="priority",
-            arrivals=(
-                ask("A", 0, text("A", 5), 2),
-                ask("Z", 1, text("Z", 5), 2, priority=1),
-                *(ask(f"u{i}", 1 + 2 * i, text("U", 5), 2) for i in range(12)),
-            ),
+            arrivals=queue_behind_urgent(),
         ),
         Stream(
             "starvation, with ageing",
@@ -139,11 +136,7 @@ def streams() -> list[Stream]:
             max_num_seqs=1,
             policy="priority",
             ageing_seconds=6.0,
-            arrivals=(
-                ask("A", 0, text("A", 5), 2),
-                ask("Z", 1, text("Z", 5), 2, priority=1),
-                *(ask(f"u{i}", 1 + 2 * i, text("U", 5), 2) for i in range(12)),
-            ),
+            arrivals=queue_behind_urgent(),
         ),
         random_stream("random, by arrival", 11, "fcfs", 40),
         random_stream("random, by arrival, much memory", 11, "fcfs", 400),
@@ -166,6 +159,12 @@ def streams() -> list[Stream]:
     ]
 
 
+def queue_behind_urgent() -> tuple[Arrival, ...]:
+    """Z waits behind one urgent request after another."""
+    urgent = (ask(f"u{i}", 1 + 2 * i, text("U", 5), 2) for i in range(12))
+    return (ask("A", 0, text("A", 5), 2), ask("Z", 1, text("Z", 5), 2, priority=1), *urgent)
+
+
 def random_stream(name: str, seed: int, policy: str, num_blocks: int) -> Stream:
     """40 requests of random lengths and priorities."""
     rng = random.Random(seed)
@@ -186,19 +185,9 @@ def random_stream(name: str, seed: int, policy: str, num_blocks: int) -> Stream:
     )
 
 
-def mooncake(trace: Path) -> Stream:
-    """Real traffic, and too little memory for it."""
-    return mooncake_stream(
-        trace,
-        "Mooncake",
-        "Short of memory.",
-        requests=500,
-        seconds_a_step=0.4,
-        num_blocks=300,
-        max_num_seqs=64,
-        max_num_batched_tokens=512,
-    )
+MOONCAKE = partial(mooncake_stream, story="Short of memory.", requests=500, num_blocks=300)
+"""Real traffic, and too little memory for it."""
 
 
 if __name__ == "__main__":
-    main(Path(__file__).parent, __doc__ or "", streams(), mooncake)
+    main(Path(__file__).parent, __doc__ or "", streams(), MOONCAKE)

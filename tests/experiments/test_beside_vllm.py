@@ -106,7 +106,7 @@ def test_a_mooncake_trace_becomes_a_stream(tmp_path: Path) -> None:
     ]
     trace = tmp_path / "trace.jsonl"
     trace.write_text("\n".join(json.dumps(row) for row in rows))
-    stream = mooncake_stream(trace, "m", "", requests=5, seconds_a_step=0.4, num_blocks=50)
+    stream = mooncake_stream(trace, story="", requests=5, num_blocks=50)
     first, second = stream.arrivals
     assert (first.step, second.step) == (0, 2)
     assert [len(first.prompt), len(second.prompt)] == [2 * 16 + 2, 16 + 16]

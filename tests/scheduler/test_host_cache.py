@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from oracle_case import Case
+from oracle_case import Case, swapping_case
 
-from octavo.config import EVICTIONS, SchedulerConfig
+from octavo.config import EVICTIONS
 from octavo.memory.host_cache import HostCache
 from octavo.plan import LayerGroup, StepPlan
 from octavo.request import Request, SamplingParams
 
 
 def case(num_blocks: int = 8, **config: object) -> Case:
-    settings: dict[str, object] = {
-        "block_size": 4,
-        "policy": "priority",
-        "ageing_seconds": 1000.0,
-        "max_num_batched_tokens": 64,
-        "num_host_blocks": 20,
-        "host_cache": True,
-        "preemption": "swap",
-    }
-    return Case(SchedulerConfig(num_blocks=num_blocks, **(settings | config)))  # type: ignore[arg-type]
+    return swapping_case(num_blocks, **({"host_cache": True} | config))
 
 
 def serve(over: Case, prompt: list[int], max_tokens: int = 1, **params: int) -> tuple[Request, list[StepPlan]]:

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from oracle_case import Case
+from oracle_case import Case, swapping_case
 
-from octavo.config import SchedulerConfig
 from octavo.plan import StepPlan
 from octavo.request import Request, SamplingParams
-
-
-def case(num_blocks: int, **config: object) -> Case:
-    settings: dict[str, object] = {
-        "block_size": 4,
-        "policy": "priority",
-        "ageing_seconds": 1000.0,
-        "max_num_batched_tokens": 64,
-        "num_host_blocks": 20,
-        "preemption": "swap",
-    }
-    return Case(SchedulerConfig(num_blocks=num_blocks, **(settings | config)))  # type: ignore[arg-type]
 
 
 def add(over: Case, prompt: list[int], max_tokens: int = 12, priority: int = 0, **params: int) -> Request:
@@ -46,7 +33,7 @@ def back(over: Case, request: Request) -> StepPlan:
 @pytest.mark.parametrize("caching", [True, False])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_swapped_request_goes_on_where_it_was(caching: bool, depth: int) -> None:
-    over = case(10, prefix_caching=caching, depth=depth)
+    over = swapping_case(10, prefix_caching=caching, depth=depth)
     low = add(over, [1] * 14, max_tokens=20)
     for _ in range(6):
         over.step()
@@ -69,7 +56,7 @@ def test_a_swapped_request_goes_on_where_it_was(caching: bool, depth: int) -> No
 
 
 def test_what_the_prefix_tree_still_has_is_not_moved_back() -> None:
-    over = case(10)
+    over = swapping_case(10)
     low = add(over, [1] * 14, max_tokens=20)
     over.step()
     urgent = add(over, [2] * 25, max_tokens=2, priority=-1)  # 7 blocks: six were free, one of low's goes, its last
@@ -85,7 +72,7 @@ def test_what_the_prefix_tree_still_has_is_not_moved_back() -> None:
 
 
 def test_what_others_hold_is_not_moved_out() -> None:
-    over = case(12)
+    over = swapping_case(12)
     prompt = [1] * 24
     first, second = add(over, [*prompt, 2], max_tokens=20, priority=-5), add(over, [*prompt, 3], max_tokens=20)
     over.step()
@@ -110,7 +97,7 @@ def test_what_others_hold_is_not_moved_out() -> None:
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("budget", [64, 8])
 def test_what_others_held_and_is_gone_is_computed_again_and_no_more(depth: int, budget: int) -> None:
-    over = case(16, depth=depth, max_num_batched_tokens=budget)
+    over = swapping_case(16, depth=depth, max_num_batched_tokens=budget)
     prompt = [1] * 24
     first = add(over, [*prompt, 2], max_tokens=28, priority=-5)
     for _ in range(4):
@@ -146,7 +133,7 @@ def test_what_others_held_and_is_gone_is_computed_again_and_no_more(depth: int, 
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("caching", [True, False])
 def test_siblings_move_what_they_share_once(depth: int, caching: bool) -> None:
-    over = case(16, depth=depth, prefix_caching=caching)
+    over = swapping_case(16, depth=depth, prefix_caching=caching)
     group = add(over, [1] * 17, max_tokens=12, n=3)
     for _ in range(3):
         over.step()
@@ -167,7 +154,7 @@ def test_siblings_move_what_they_share_once(depth: int, caching: bool) -> None:
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_fork_that_was_never_written_to_is_swapped_too(depth: int) -> None:
     """Right after a fork siblings share their partial block: each gets a page, and a block, of its own."""
-    over = case(16, depth=depth)
+    over = swapping_case(16, depth=depth)
     group = add(over, [1] * 17, max_tokens=12, n=3)
     over.step()
     if depth:
@@ -185,7 +172,7 @@ def test_a_fork_that_was_never_written_to_is_swapped_too(depth: int) -> None:
 
 @pytest.mark.parametrize("depth", [0, 1])
 def test_beams_come_back_together(depth: int) -> None:
-    over = case(20, depth=depth)
+    over = swapping_case(20, depth=depth)
     search = add(over, [1] * 13, max_tokens=16, beam_width=3, n=2)
     for _ in range(8):
         over.step()
@@ -202,7 +189,7 @@ def test_beams_come_back_together(depth: int) -> None:
 
 
 def test_a_full_host_falls_back_to_recomputing() -> None:
-    over = case(14, num_host_blocks=5)
+    over = swapping_case(14, num_host_blocks=5)
     first, second = add(over, [1] * 21, max_tokens=8), add(over, [2] * 13, max_tokens=8, priority=1)
     over.step()
     urgent = add(over, [3] * 50, max_tokens=2, priority=-1)
@@ -218,7 +205,7 @@ def test_a_full_host_falls_back_to_recomputing() -> None:
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("how", ["abort", "stop"])
 def test_a_swapped_request_that_ends_gives_its_pages_back(how: str, depth: int) -> None:
-    over = case(10, depth=depth)
+    over = swapping_case(10, depth=depth)
     low = add(over, [1] * 14, max_tokens=8, n=2)
     for _ in range(3):
         over.step()
@@ -241,7 +228,7 @@ def test_a_swapped_request_that_ends_gives_its_pages_back(how: str, depth: int) 
 
 def test_a_page_is_not_written_in_the_step_that_reads_it() -> None:
     """Out comes before in: with exactly enough pages for one, another cannot leave while that one comes back."""
-    over = case(12, num_host_blocks=4, block_size=4)
+    over = swapping_case(12, num_host_blocks=4, block_size=4)
     low = add(over, [1] * 15, max_tokens=6, priority=5)
     for _ in range(2):
         over.step()
@@ -256,7 +243,7 @@ def test_a_page_is_not_written_in_the_step_that_reads_it() -> None:
 
 
 def test_nothing_is_swapped_without_host_memory() -> None:
-    over = case(10, num_host_blocks=0)
+    over = swapping_case(10, num_host_blocks=0)
     low = add(over, [1] * 14, max_tokens=20)
     for _ in range(3):
         over.step()
