@@ -22,7 +22,7 @@ from numba import types
 from octavo.kernels import noise
 
 # they add to the table of primitives
-from octavo.kernels.cpu import draws, grouped_panels, int8_panels, pairs, panels, tiles  # noqa: F401
+from octavo.kernels.cpu import draws, grouped_panels, int8_panels, pairs, panels, stream, tiles  # noqa: F401
 from octavo.kernels.cpu.emitter import BF16, F16, F32, INT8
 from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.cpu.primitives import GELU, PRIMITIVES, SILU
@@ -164,6 +164,7 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
     for mins in (0, At(2000)):
         for dtype in (F32, F16):
             add("start_sums", mins, dtype, 3, At(0), 4 * 70, 5, 8, At(9000))
+    add("xor_words", At(2), 3 * stream.STEP)
     add("words", -3, 2**33 + 9, 12, At(100))
     return made
 
