@@ -113,7 +113,7 @@ def products(decoder: Any, quantized: bool) -> dict[str, Product]:
         found[name] = Product(paths, shape[1])
     heads: dict[str, list[Any]] = {"octavo": [decoder._head]}
     for kind in others:
-        heads[kind.kind] = [kind(decoder._embedding.table.clone(), None)]
+        heads[kind.kind] = [kind(torch.randn(config.vocab_size, config.hidden_size).to(torch.bfloat16), None)]
     found["head"] = Product(heads, config.hidden_size)
     return found
 
