@@ -22,10 +22,11 @@ from numba import types
 from octavo.kernels import noise
 
 # they add to the table of primitives
-from octavo.kernels.cpu import draws, grouped_panels, int8_panels, pairs, panels, stream, tiles  # noqa: F401
+from octavo.kernels.cpu import draws, elementwise, grouped_panels, int8_panels, pairs, panels, stream, tiles, words  # noqa: F401
+from octavo.kernels.cpu.elementwise import GELU, SILU
 from octavo.kernels.cpu.emitter import BF16, F16, F32, INT8
 from octavo.kernels.cpu.jit import host_features
-from octavo.kernels.cpu.primitives import GELU, PRIMITIVES, SILU
+from octavo.kernels.cpu.primitives import PRIMITIVES
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="there is one form only")
 

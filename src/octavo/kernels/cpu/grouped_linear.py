@@ -68,7 +68,7 @@ from octavo.kernels.cpu.linear import (
     panel_tasks,
 )
 from octavo.kernels.cpu.panels import PANEL, PLAIN
-from octavo.kernels.cpu.primitives import copy_bytes, fetch_add, load_i64, store_i64
+from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_i64, store_i64
 from octavo.kernels.quantized import QuantizedWeight
 
 STEP = 32

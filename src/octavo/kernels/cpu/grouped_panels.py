@@ -19,10 +19,11 @@ import numpy as np
 from llvmlite import ir
 
 from octavo.kernels.cpu.dots import add_bytes, bytes_of, dot4
+from octavo.kernels.cpu.elementwise import GELU, SILU
 from octavo.kernels.cpu.emitter import F16, F32, FLOAT, I8, I32, INT8, WIDTH, Emitter, Value
 from octavo.kernels.cpu.jit import has_int8_matrix_unit
 from octavo.kernels.cpu.panels import LINE, PANEL, PLAIN, put_columns, shape_tiles, store_columns
-from octavo.kernels.cpu.primitives import GELU, SILU, floats, get, primitive, row
+from octavo.kernels.cpu.primitives import floats, get, primitive, row
 
 HALF = PANEL // 2
 CENTRE = {4: 8, 8: 128}

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from octavo.kernels.cpu.elementwise import GELU, SILU
 from octavo.kernels.cpu.emitter import F32, I32, INT8, WIDTH, Emitter, Value, Variable
 from octavo.kernels.cpu.jit import DISABLED, has_int8_matrix_unit, host_features
 from octavo.kernels.cpu.panels import LINE, PANEL, PLAIN, TILE_BYTES, by_tiles, put_columns, store_columns
-from octavo.kernels.cpu.primitives import GELU, SILU, floats, primitive, row
+from octavo.kernels.cpu.primitives import floats, primitive, row
 
 BYTE_DEPTH = 64
 """Inputs of a tile."""

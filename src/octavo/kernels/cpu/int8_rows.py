@@ -6,9 +6,10 @@ them.
 
 from __future__ import annotations
 
+from octavo.kernels.cpu.elementwise import quantize_row
 from octavo.kernels.cpu.jit import device, kernel
 from octavo.kernels.cpu.launch import FIRST_ARGUMENT, NUM_TASKS, TASK, packer
-from octavo.kernels.cpu.primitives import fetch_add, load_i64, quantize_row, store_f32
+from octavo.kernels.cpu.words import fetch_add, load_i64, store_f32
 
 
 @device

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from octavo.kernels.cpu import checks
+from octavo.kernels.cpu.elementwise import GELU, SILU
 from octavo.kernels.cpu.emitter import BF16
 from octavo.kernels.cpu.jit import DISABLED, device, has_matrix_unit, host_features, kernel
 from octavo.kernels.cpu.launch import (
@@ -28,7 +29,7 @@ from octavo.kernels.cpu.launch import (
     run,
 )
 from octavo.kernels.cpu.panels import DEPTH, LINE, PANEL, PLAIN, TILE_BYTES, configure, panel_product, write_panel
-from octavo.kernels.cpu.primitives import GELU, SILU, fetch_add, load_i64
+from octavo.kernels.cpu.words import fetch_add, load_i64
 
 ROWS = 32
 """Rows of one product."""

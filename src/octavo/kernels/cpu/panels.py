@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from octavo.kernels.cpu.elementwise import GELU, GELU_CUBIC, GELU_SCALE, SILU
 from octavo.kernels.cpu.emitter import BF16, F32, I8, I32, WIDTH, Emitter, Value
 from octavo.kernels.cpu.jit import has_matrix_unit
 from octavo.kernels.cpu.panel_vectors import by_vectors
-from octavo.kernels.cpu.primitives import GELU, GELU_CUBIC, GELU_SCALE, SILU, floats, get, primitive, put
+from octavo.kernels.cpu.primitives import floats, get, primitive, put
 
 PANEL = 32
 """Columns of a panel."""

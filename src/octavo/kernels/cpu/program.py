@@ -30,8 +30,8 @@ from octavo.kernels.cpu.launch import (
     run,
 )
 from octavo.kernels.cpu.linear import multiply, multiply_tasks
-from octavo.kernels.cpu.primitives import fetch_add, load_i64, wait_for
 from octavo.kernels.cpu.rows import norm_rows, norm_tasks
+from octavo.kernels.cpu.words import fetch_add, load_i64, wait_for
 
 CALL_BYTES = 8 * MAX_WORDS
 COUNTER_BYTES = 128

@@ -7,6 +7,17 @@ import math
 import torch
 
 from octavo.kernels.cpu import checks
+from octavo.kernels.cpu.elementwise import (
+    GELU,
+    SILU,
+    add_round,
+    gate,
+    narrow,
+    rotate,
+    scale_weighted,
+    sum_squares,
+    widen,
+)
 from octavo.kernels.cpu.emitter import ITEM_SIZE
 from octavo.kernels.cpu.jit import device, kernel
 from octavo.kernels.cpu.launch import (
@@ -21,21 +32,7 @@ from octavo.kernels.cpu.launch import (
     packer,
     run,
 )
-from octavo.kernels.cpu.primitives import (
-    GELU,
-    SILU,
-    add_round,
-    copy_bytes,
-    fetch_add,
-    gate,
-    load_f64,
-    load_i64,
-    narrow,
-    rotate,
-    scale_weighted,
-    sum_squares,
-    widen,
-)
+from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_f64, load_i64
 
 SMALL = 40_000
 """Items that one thread does in some 20 microseconds: for fewer, others are not called."""

@@ -23,6 +23,7 @@ from octavo.kernels.cpu.draws import (
     shift_divide,
     weigh,
 )
+from octavo.kernels.cpu.elementwise import fill, widen
 from octavo.kernels.cpu.emitter import F32
 from octavo.kernels.cpu.jit import device, kernel
 from octavo.kernels.cpu.launch import (
@@ -37,19 +38,8 @@ from octavo.kernels.cpu.launch import (
     packer,
     run,
 )
-from octavo.kernels.cpu.primitives import (
-    as_f32,
-    fetch_add,
-    fill,
-    finalize,
-    load_f32,
-    load_i32,
-    load_i64,
-    store_f32,
-    store_i64,
-    widen,
-)
 from octavo.kernels.cpu.tiles import exponential
+from octavo.kernels.cpu.words import as_f32, fetch_add, finalize, load_f32, load_i32, load_i64, store_f32, store_i64
 
 SMALL = 40_000
 """Logits that one thread looks at in some 20 microseconds: for fewer, others are not called."""

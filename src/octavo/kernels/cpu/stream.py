@@ -24,7 +24,8 @@ from octavo.kernels.cpu.launch import (
     packer,
     run,
 )
-from octavo.kernels.cpu.primitives import fetch_add, load_i64, primitive, store_i64
+from octavo.kernels.cpu.primitives import primitive
+from octavo.kernels.cpu.words import fetch_add, load_i64, store_i64
 
 _LANES = CACHE_LINE // 8  # words of a vector
 _VECTORS = 4

@@ -34,12 +34,7 @@ from octavo.kernels.cpu.launch import (
     WORKER,
 )
 from octavo.kernels.cpu.panels import MATRIX_UNIT, configure
-from octavo.kernels.cpu.primitives import (
-    fetch_add,
-    load_i32,
-    load_i64,
-    store_i64,
-)
+from octavo.kernels.cpu.words import fetch_add, load_i32, load_i64, store_i64
 
 
 @device

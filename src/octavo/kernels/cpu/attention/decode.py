@@ -33,20 +33,9 @@ from octavo.kernels.cpu.attention.words import (
     VALUE_OFFSET,
     Q,
 )
+from octavo.kernels.cpu.elementwise import fill, multiply_row, scale
 from octavo.kernels.cpu.emitter import INT8, ITEM_SIZE
 from octavo.kernels.cpu.jit import device
-from octavo.kernels.cpu.primitives import (
-    copy_bytes,
-    fetch_add,
-    fill,
-    load_f32,
-    load_f64,
-    load_i32,
-    load_i64,
-    multiply_row,
-    scale,
-    store_f32,
-)
 from octavo.kernels.cpu.tiles import (
     MAX_GROUP,
     blend,
@@ -55,6 +44,7 @@ from octavo.kernels.cpu.tiles import (
     softmax,
     weighted_sum,
 )
+from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_f32, load_f64, load_i32, load_i64, store_f32
 
 LEAD = 3
 """Blocks between the one that is worked on and the one that is asked for."""

@@ -37,26 +37,13 @@ from octavo.kernels.cpu.attention.words import (
     WINDOW,
     Q,
 )
+from octavo.kernels.cpu.elementwise import narrow, quantize_row, rotate, scale, scale_weighted, sum_squares, widen
 from octavo.kernels.cpu.emitter import F32, INT8, ITEM_SIZE
 from octavo.kernels.cpu.jit import device
-from octavo.kernels.cpu.primitives import (
-    as_f32,
-    copy_bytes,
-    load_f32,
-    load_f64,
-    load_i64,
-    narrow,
-    quantize_row,
-    rotate,
-    scale,
-    scale_weighted,
-    store_f32,
-    sum_squares,
-    widen,
-)
 from octavo.kernels.cpu.tiles import (
     exponential,
 )
+from octavo.kernels.cpu.words import as_f32, copy_bytes, load_f32, load_f64, load_i64, store_f32
 
 
 @device

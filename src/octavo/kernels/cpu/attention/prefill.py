@@ -23,18 +23,9 @@ from octavo.kernels.cpu.attention.words import (
     VALUE_OFFSET,
     WINDOW,
 )
+from octavo.kernels.cpu.elementwise import fill, scale, widen
 from octavo.kernels.cpu.emitter import INT8, ITEM_SIZE, WIDTH
 from octavo.kernels.cpu.jit import device
-from octavo.kernels.cpu.primitives import (
-    fill,
-    load_f32,
-    load_f64,
-    load_i32,
-    load_i64,
-    scale,
-    store_i32,
-    widen,
-)
 from octavo.kernels.cpu.tiles import (
     LOWEST,
     TILE_ROWS,
@@ -43,6 +34,7 @@ from octavo.kernels.cpu.tiles import (
     spread,
     tile_softmax,
 )
+from octavo.kernels.cpu.words import load_f32, load_f64, load_i32, load_i64, store_i32
 
 
 @device

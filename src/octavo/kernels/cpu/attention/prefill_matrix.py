@@ -29,23 +29,13 @@ from octavo.kernels.cpu.attention.words import (
     VALUE_OFFSET,
     WINDOW,
 )
+from octavo.kernels.cpu.elementwise import fill, narrow, scale
 from octavo.kernels.cpu.emitter import BF16, INT8, ITEM_SIZE, WIDTH
 from octavo.kernels.cpu.jit import device
 from octavo.kernels.cpu.pairs import int8_to_bf16, pack_weights, rescale, transpose_pairs, transpose_words
 from octavo.kernels.cpu.panels import DEPTH, LINE, PANEL, TILE_BYTES, panel_product
-from octavo.kernels.cpu.primitives import (
-    copy_bytes,
-    fill,
-    load_f32,
-    load_f64,
-    load_i32,
-    load_i64,
-    narrow,
-    prefetch,
-    scale,
-    store_i32,
-)
 from octavo.kernels.cpu.tiles import LOWEST, tile_softmax
+from octavo.kernels.cpu.words import copy_bytes, load_f32, load_f64, load_i32, load_i64, prefetch, store_i32
 
 PANELS = LANES // PANEL
 
