@@ -1,7 +1,4 @@
-"""Paged KV memory for anyone's PyTorch model: the engine's memory manager with tensors behind it.
-
-This is the one module that joins ``memory/`` and ``kernels/``.
-"""
+"""The cache: one pool of blocks, the tables of its sequences, attention over them."""
 
 from __future__ import annotations
 
@@ -15,9 +12,11 @@ from octavo import kernels as kernel_backends
 from octavo.config import KV_CACHE_DTYPES, SchedulerConfig
 from octavo.errors import ConfigError, OutOfBlocksError, RequestError
 from octavo.executor.swap_space import SwapSpace
-from octavo.kernels import AttentionMetadata, KvLayout
+from octavo.kernels import KvLayout
 from octavo.kernels.reference.cache import read_kv
 from octavo.memory import MemoryManager
+from octavo.paged_kv.batch import PagedBatch, describe
+from octavo.paged_kv.sequence import PagedSequence
 from octavo.plan import HOLE, LayerGroup
 from octavo.request import Request, SamplingParams, Sequence
 
@@ -38,120 +37,6 @@ class CacheUsage:
     utilisation: float  #: tokens over the slots of held blocks; 1.0 when nothing is held
     bytes_total: int
     bytes_used: int
-
-
-class PagedSequence:
-    """One sequence's place in a :class:`PagedKVCache`. ``len()`` counts the tokens written on every layer."""
-
-    __slots__ = ("_batch", "_cache", "_generation", "_inner", "_kept", "name")
-
-    def __init__(self, cache: PagedKVCache, name: str, inner: Sequence) -> None:
-        self.name = name
-        self._cache = cache
-        self._inner = inner
-        self._batch: PagedBatch | None = None  # the one whose tokens are being written
-        self._kept: int | None = None  # while swapped out: how many tokens it has on the host
-        self._generation = 0  # counts what makes earlier batches void
-
-    def __len__(self) -> int:
-        return self._inner.num_computed if self._kept is None else self._kept
-
-    def __repr__(self) -> str:
-        where = "on the host" if self.is_swapped else f"blocks {self.block_table}"
-        return f"PagedSequence({self.name!r}, {len(self)} tokens, {where})"
-
-    @property
-    def block_table(self) -> list[int]:
-        """The physical block of each logical one, ``plan.HOLE`` where it was given back because its tokens have left
-        the cache's window; empty while swapped out."""
-        return list(self._inner.tables[0].blocks)
-
-    @property
-    def is_swapped(self) -> bool:
-        """Whether its blocks are in host memory."""
-        return self._kept is not None
-
-    def append_tokens(self, count: int) -> None:
-        """Reserve room for ``count`` tokens more than it has, ahead of writing them.
-
-        Raises:
-            OutOfBlocksError: too few blocks are free; nothing was changed.
-            RequestError: it is swapped out, or was freed.
-        """
-        self._cache._append_tokens(self, count)
-
-    def fork(self, name: str | None = None) -> PagedSequence:
-        """A new sequence with the same tokens in the same blocks, the partial last one too; whoever writes to that
-        first copies it (copy-on-write).
-
-        Raises:
-            RequestError: the name is taken, a batch of the sequence is half written, or it is swapped out.
-        """
-        return self._cache._fork(self, name)
-
-    def swap_out(self) -> None:
-        """Move its blocks to host memory. Blocks shared with others are copied there, and stay with the others.
-
-        Raises:
-            OutOfBlocksError: too few host blocks are free; nothing was changed.
-            RequestError: it is swapped out already, or a batch of it is half written.
-        """
-        self._cache._swap_out(self)
-
-    def swap_in(self) -> None:
-        """Bring its blocks back; they need not be the same ones.
-
-        Raises:
-            OutOfBlocksError: too few blocks are free; nothing was changed.
-            RequestError: it is not swapped out.
-        """
-        self._cache._swap_in(self)
-
-    def free(self) -> None:
-        """Give back its blocks, on the device or the host; it cannot be used after."""
-        self._cache._free(self)
-
-
-class PagedBatch:
-    """New tokens of several sequences, laid end to end in the order they were given: rows of the tensors that
-    :meth:`PagedKVCache.write` and :meth:`PagedKVCache.attend` take."""
-
-    __slots__ = ("_unwritten", "counts", "generations", "metadata", "num_tokens", "sequences")
-
-    def __init__(
-        self,
-        sequences: tuple[PagedSequence, ...],
-        counts: tuple[int, ...],
-        metadata: AttentionMetadata,
-        num_layers: int,
-    ) -> None:
-        self.sequences = sequences
-        self.counts = counts
-        self.metadata = metadata  #: what the kernels know of it
-        self.num_tokens = sum(counts)
-        self.generations = tuple(seq._generation for seq in sequences)
-        self._unwritten = set(range(num_layers))
-
-    @property
-    def positions(self) -> torch.Tensor:
-        """int64 ``[num_tokens]``: each row's position in its sequence (for rotary embeddings)."""
-        return self.metadata.positions
-
-    def rollback(self) -> None:
-        """Forget the batch: its tokens count as never written, though their room stays reserved."""
-        for seq in self.sequences:
-            if seq._batch is self:
-                seq._inner.num_scheduled = seq._inner.num_computed
-                seq._batch = None
-                seq._generation += 1
-
-    def _wrote(self, layer: int) -> None:
-        self._unwritten.discard(layer)
-        if not self._unwritten:
-            for seq in self.sequences:
-                if seq._batch is self:
-                    seq._inner.num_computed = seq._inner.num_scheduled
-                    seq._batch = None
 
 
 class PagedKVCache:
@@ -295,7 +180,9 @@ class PagedKVCache:
             seq._inner.num_scheduled = seq._inner.num_computed + count
             seq._generation += 1
         sequences = tuple(counts)
-        batch = PagedBatch(sequences, tuple(counts.values()), self._describe(counts), self._layout.num_layers)
+        batch = PagedBatch(
+            sequences, tuple(counts.values()), describe(counts, self.block_size, self.device), self._layout.num_layers
+        )
         for seq in sequences:
             seq._batch = batch
         return batch
@@ -453,29 +340,6 @@ class PagedKVCache:
             for i in self._memory.leaving(seq._inner, group)
         )
         return sum(count == self._memory.pool.refs[block] for block, count in leaving.items())
-
-    def _describe(self, counts: Mapping[PagedSequence, int]) -> AttentionMetadata:
-        number, sizes = len(counts), torch.tensor(list(counts.values()))
-        ends = torch.tensor([seq._inner.num_scheduled for seq in counts])
-        starts = torch.zeros(number + 1, dtype=torch.int64)
-        torch.cumsum(sizes, 0, out=starts[1:])
-        width = max(len(seq._inner.tables[0].blocks) for seq in counts)
-        tables = torch.zeros(number, width, dtype=torch.int32)
-        for row, seq in enumerate(counts):
-            blocks = seq._inner.tables[0].blocks
-            tables[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
-        owner = torch.repeat_interleave(torch.arange(number), sizes)
-        positions = torch.arange(int(starts[-1])) - starts[owner] + (ends - sizes)[owner]
-        slots = tables[owner, positions // self.block_size].long() * self.block_size + positions % self.block_size
-        return AttentionMetadata(
-            query_start=starts.to(self.device, torch.int32),
-            context_len=ends.to(self.device, torch.int32),
-            block_tables=tables.to(self.device),
-            positions=positions.to(self.device),
-            slots=slots.to(self.device),
-            max_query=int(sizes.max()),
-            max_context=int(ends.max()),
-        )
 
     def _check_owner(self, seq: PagedSequence) -> None:
         if self._sequences.get(seq.name) is not seq:
