@@ -24,16 +24,16 @@ class LogitEdits:
     can be neither drawn nor masked."""
 
     __slots__ = (
-        "_longest",
-        "_min_tokens",
-        "_phrases",
-        "_stop_ids",
-        "_words",
         "allowed",
         "bias",
         "history",
+        "longest",
         "masks",
+        "min_tokens",
         "penalties",
+        "phrases",
+        "stop_ids",
+        "words",
     )
 
     def __init__(self, init: SlotInit, vocab_size: int) -> None:
@@ -46,14 +46,14 @@ class LogitEdits:
             np.array([value for _, value in bias], np.float32),
         )
         words = [word for word in spec.bad_words if word and 0 <= word[-1] < vocab_size]
-        self._words = _known(tuple(word[0] for word in words if len(word) == 1), vocab_size)
-        self._phrases = [(word[:-1], word[-1]) for word in words if len(word) > 1]
-        self._longest = max((len(prefix) for prefix, _ in self._phrases), default=0)
-        self._min_tokens = spec.min_tokens
-        self._stop_ids = _known(spec.stop_ids, vocab_size)
+        self.words = _known(tuple(word[0] for word in words if len(word) == 1), vocab_size)
+        self.phrases = [(word[:-1], word[-1]) for word in words if len(word) > 1]
+        self.longest = max((len(prefix) for prefix, _ in self.phrases), default=0)
+        self.min_tokens = spec.min_tokens
+        self.stop_ids = _known(spec.stop_ids, vocab_size)
         penalties = (spec.repetition_penalty, spec.presence_penalty, spec.frequency_penalty)
         self.penalties = None if penalties == (1.0, 0.0, 0.0) else penalties
-        self.masks = bool(self.allowed is not None or words or (spec.min_tokens > 0 and len(self._stop_ids)))
+        self.masks = bool(self.allowed is not None or words or (spec.min_tokens > 0 and len(self.stop_ids)))
 
     @classmethod
     def of(cls, init: SlotInit, vocab_size: int) -> LogitEdits | None:
@@ -62,14 +62,14 @@ class LogitEdits:
 
     def masked(self, end: int) -> list[NDArray[np.int64]]:
         """Tokens that may not come at position ``end``: bad words, and the stop ids before ``min_tokens``."""
-        found = [self._words] if len(self._words) else []
-        if self._phrases:
-            past = self.history.until(end)[max(0, end - self._longest) :].tolist()
-            last = [token for prefix, token in self._phrases if tuple(past[-len(prefix) :]) == prefix]
+        found = [self.words] if len(self.words) else []
+        if self.phrases:
+            past = self.history.until(end)[max(0, end - self.longest) :].tolist()
+            last = [token for prefix, token in self.phrases if tuple(past[-len(prefix) :]) == prefix]
             if last:
                 found.append(np.array(last, np.int64))
-        if end - self.history.num_prompt < self._min_tokens and len(self._stop_ids):
-            found.append(self._stop_ids)
+        if end - self.history.num_prompt < self.min_tokens and len(self.stop_ids):
+            found.append(self.stop_ids)
         return found
 
 

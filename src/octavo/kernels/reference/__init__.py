@@ -8,10 +8,11 @@ from __future__ import annotations
 from octavo.kernels.reference.activation import gelu_and_mul, silu_and_mul
 from octavo.kernels.reference.attention import fused_attention, paged_attention
 from octavo.kernels.reference.cache import copy_blocks, write_kv
+from octavo.kernels.reference.edits import edit_logits
 from octavo.kernels.reference.norm import add_rms_norm, rms_norm
 from octavo.kernels.reference.quantized import QuantizedLinear
 from octavo.kernels.reference.rotary import rotary_embedding
-from octavo.kernels.reference.sampling import log_softmax_gather, sample, top_logprobs
+from octavo.kernels.reference.sampling import draw, log_softmax_gather, sample, top_logprobs
 from octavo.kernels.reference.threads import set_num_threads, warm_up
 
 QUANTIZED_LINEARS = (QuantizedLinear,)
@@ -21,6 +22,8 @@ __all__ = [
     "QuantizedLinear",
     "add_rms_norm",
     "copy_blocks",
+    "draw",
+    "edit_logits",
     "fused_attention",
     "gelu_and_mul",
     "log_softmax_gather",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from octavo.kernels import noise
+from octavo.kernels.drawn import DrawFailure, Drawn
 
 
 def keep(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
@@ -56,6 +57,46 @@ def sample(
     perturbed = scaled + noise.gumbel(noise.words(seeds, indexes, positions, logits.shape[1]))
     perturbed = perturbed.masked_fill(~keep(scaled, top_k, top_p, min_p), float("-inf"))
     return torch.where(greedy[:, None], logits, perturbed).argmax(-1)
+
+
+def draw(
+    logits: torch.Tensor,
+    sources: torch.Tensor | None,
+    slots: torch.Tensor,
+    indexes: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    masked: bool = False,
+    out: Drawn | None = None,
+) -> Drawn:
+    """:func:`sample` for a batch whose parameters stand in columns of ``S`` slots, and what a draw reports.
+
+    Args:
+        logits: floating [R, V], rows contiguous.
+        sources: int64 [D], the row of ``logits`` that each draw is made from; None: draw i from row i (D = R).
+        slots: int64 [D], where each draw's parameters stand; a negative one is padding, whose draw is unspecified.
+        indexes, positions: int64 [D], as in :func:`sample`.
+        temperature, top_k, top_p, min_p, seeds: [S], as in :func:`sample`.
+        masked: -inf excludes a token; otherwise it is as much a failure as a NaN.
+        out: where the results go; None: they get new memory.
+    """
+    rows = (logits if sources is None else logits[sources]).float()
+    at = slots.clamp(min=0)
+    columns = (column[at] for column in (temperature, top_k, top_p, min_p, seeds))
+    tokens = sample(rows, *columns, indexes, positions)
+    spoilt = rows.isnan() | rows.isposinf() if masked else ~rows.isfinite()
+    failures = torch.where(rows.amax(-1) == -torch.inf, int(DrawFailure.NO_TOKEN_LEFT), int(DrawFailure.NONE))
+    failures = torch.where(spoilt.any(-1), int(DrawFailure.NOT_FINITE), failures)
+    drawn = Drawn(tokens, log_softmax_gather(rows, tokens), failures.int())
+    if out is None:
+        return drawn
+    for target, source in zip(out, drawn, strict=True):
+        target.copy_(source)
+    return out
 
 
 def log_softmax_gather(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
