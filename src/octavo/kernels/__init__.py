@@ -32,11 +32,11 @@ int8 a :class:`QuantizedKv`. Outputs are written to ``out``, which the caller pr
 - ``top_logprobs(logits [B, V] float32, k) -> (ids [B, k] int64, logprobs [B, k] float32)``: likeliest first, of equals
   the lower id
 - ``draw(logits [R, V], sources [D] int64 | None, slots [D] int64, indexes [D] int64, positions [D] int64, temperature
-  [S], top_k [S], top_p [S], min_p [S], seeds [S], masked=False, out=None) -> Drawn``: ``sample`` for a device, where parameters
-  stand in columns of S slots, logits are of any float dtype, and tokens, their log-probabilities and what failed stay
-  on the device; ``edit_logits(logits [R, V], rows [R] int64, bias [E, V] float32 | None, tally [E, V] int32 | None,
-  penalties [E, 3] float32, out [R, V] float32)``: biases, masks and penalties from a device's state. ``reference`` and
-  ``triton`` have both; see their docstrings
+  [S], top_k [S], top_p [S], min_p [S], seeds [S], masked=False, out=None) -> Drawn``: ``sample`` for a device, where
+  parameters stand in columns of S slots, logits are of any float dtype, and tokens, their log-probabilities and what
+  failed stay on the device; ``edit_logits(logits [R, V], rows [R] int64, bias [E, V] float32 | None, tally [E, V] int32
+  | None, penalties [E, 3] float32, out [R, V] float32)``: biases, masks and penalties from a device's state. The
+  backends ``reference`` and ``triton`` have both
 - ``set_num_threads(n)``: threads of this backend and of torch, both; ``warm_up(progress=None)``: compile whatever the
   backend compiles, now; ``progress(name, i, total)`` is called before each kernel that is not in the disk cache
 - ``PanelLinear(weight, bias=None, activation=None)``, where a backend has matrix products of its own: see

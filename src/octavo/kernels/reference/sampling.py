@@ -86,8 +86,7 @@ def draw(
     """
     rows = (logits if sources is None else logits[sources]).float()
     at = slots.clamp(min=0)
-    columns = (column[at] for column in (temperature, top_k, top_p, min_p, seeds))
-    tokens = sample(rows, *columns, indexes, positions)
+    tokens = sample(rows, temperature[at], top_k[at], top_p[at], min_p[at], seeds[at], indexes, positions)
     spoilt = rows.isnan() | rows.isposinf() if masked else ~rows.isfinite()
     failures = torch.where(rows.amax(-1) == -torch.inf, int(DrawFailure.NO_TOKEN_LEFT), int(DrawFailure.NONE))
     failures = torch.where(spoilt.any(-1), int(DrawFailure.NOT_FINITE), failures)
