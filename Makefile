@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-main test-kernels test-coverage test-fuzz mutants lint bench setup clean
+.PHONY: demo test test-main test-kernels test-triton test-coverage test-fuzz mutants lint bench setup clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +24,7 @@ NEEDS := pyproject.toml constraints.txt
 demo: $(VENV)/.runtime
 	$(BIN)/octavo demo
 
-test: test-main test-kernels test-coverage test-fuzz
+test: test-main test-kernels test-triton test-coverage test-fuzz
 
 setup: $(VENV)/.development
 
@@ -55,6 +55,15 @@ test-main: $(VENV)/.development
 test-kernels: $(VENV)/.development
 	COVERAGE_FILE=.coverage.kernels NUMBA_DISABLE_JIT=1 $(PYTEST) -n $(WORKERS) -m "not fuzz and not long and not alone" \
 		$(COVER) tests/kernels
+
+# GPU kernels on a machine without one, in two processes: interpreted on the CPU, against float64; and compiled for
+# three GPUs, for what the machine code must be like.
+test-triton: $(VENV)/.development
+	@if $(BIN)/python -c 'import triton.language' 2>/dev/null; then \
+		set -ex; \
+		$(PYTEST) -n $(WORKERS) tests/triton; \
+		$(PYTEST) -n $(WORKERS) tests/triton_aot; \
+	else echo "There is no triton for this machine: its tests are left out."; fi
 
 # All runs together; below `fail_under` of pyproject.toml this fails. No module is left out: once there are some that
 # need CUDA, they are omitted here by name, and the figure is printed with and without them.

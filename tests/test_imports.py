@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "numba", "transformers", "llvmlite")
+HEAVY = ("torch", "numba", "triton", "transformers", "llvmlite")
 
 
 def heavy_after(code: str) -> list[str]:

@@ -22,7 +22,7 @@ POLICIES = ("fcfs", "priority", "srpt", "fair")
 VICTIMS = ("rank", "lru", "none")
 BATCHINGS = ("continuous", "static")
 EVICTIONS = ("lru", "fifo", "lfu", "arc", "prefix")
-KERNELS = ("auto", "reference", "cpu")
+KERNELS = ("auto", "reference", "cpu", "triton")
 LINEAR_KINDS = ("auto", "measure", "plain", "packed", "panels")
 DEVICES = ("auto", "cpu")
 SPECULATIVE = ("ngram",)
@@ -58,7 +58,8 @@ class EngineConfig:
         kv_cache_dtype: of keys and values in memory: "auto" is ``dtype``, "int8" stores them in 8 bits with a scale
             for each token and KV head.
         device: "cpu", or "auto".
-        kernels: "reference" (plain torch, slow and plain to read), "cpu" (Numba), or "auto" for the fastest.
+        kernels: "reference" (plain torch, slow and plain to read), "cpu" (Numba), "triton" (on a GPU), or "auto" for
+            the fastest.
         block_size: tokens a block holds.
         num_blocks: blocks in the pool [as many as free memory and the largest batch can use].
         memory_utilization: the share of free memory, after the weights, that the pool may take.
@@ -173,6 +174,8 @@ class EngineConfig:
         _choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _choice("device", self.device, DEVICES)
         _choice("kernels", self.kernels, KERNELS)
+        if self.kernels == "triton" and self.device != "cuda":
+            raise ConfigError(f"kernels='triton' computes on an NVIDIA GPU, not with device={self.device!r}")
         _choice("linear_kind", self.linear_kind, LINEAR_KINDS)
         _choice("policy", self.policy, POLICIES)
         _choice("preemption", self.preemption, PREEMPTIONS)

@@ -55,7 +55,7 @@ from octavo.kernels.layout import KvLayout
 from octavo.kernels.metadata import AttentionMetadata
 from octavo.kernels.quantized_kv import Kv, QuantizedKv
 
-BACKENDS = {"reference": "octavo.kernels.reference", "cpu": "octavo.kernels.cpu"}
+BACKENDS = {"reference": "octavo.kernels.reference", "cpu": "octavo.kernels.cpu", "triton": "octavo.kernels.triton"}
 
 __all__ = ["BACKENDS", "AttentionMetadata", "Kv", "KvLayout", "QuantizedKv", "load"]
 

@@ -56,7 +56,7 @@ class PagedKVCache:
         window: a token attends to itself and the ``window - 1`` before it [to all]. Blocks that have left it are given
             back when the sequence next takes tokens: no longer needs more than the window and its newest tokens fill.
         num_host_blocks: host memory for swapped sequences, in blocks (pinned where the device is a GPU).
-        kernels: "cpu" (compiled), "reference" (plain torch), or "auto".
+        kernels: "cpu" (compiled), "triton" (on a GPU), "reference" (plain torch), or "auto".
 
     Raises:
         ConfigError: a size or the dtype cannot be honoured.
@@ -98,6 +98,8 @@ class PagedKVCache:
             raise ConfigError(f"kernels={kernels!r} is unknown: use auto, {', '.join(kernel_backends.BACKENDS)}")
         if kernels == "cpu" and self.device.type != "cpu":
             raise ConfigError(f"kernels='cpu' cannot read memory on {self.device}: use 'reference' or 'auto'")
+        if kernels == "triton" and self.device.type != "cuda":
+            raise ConfigError(f"kernels='triton' cannot read memory on {self.device}: use 'cpu' or 'auto'")
         if kernels == "auto":
             kernels = "cpu" if self.device.type == "cpu" else "reference"
         self._kernels = kernel_backends.load(kernels)

@@ -1,0 +1,16 @@
+"""Triton kernels in Triton's interpreter, on the CPU. A process of its own (``make test-triton``): whether a kernel is
+interpreted is settled when triton is first imported."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from interpreter import install
+
+found = find_spec("triton")
+collect_ignore_glob = ["*"] if found is None or found.origin is None else []
+
+if not collect_ignore_glob:
+    install()
+torch.set_num_threads(1)
