@@ -27,6 +27,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("kv_cache_dtype", "fp8", "kv_cache_dtype='fp8' is unknown: use one of auto, int8"),
     ("quantization", "fp8", "quantization='fp8' is unknown: use one of int8, int4"),
     ("device", "cuda:0", "device='cuda:0' is unknown"),
+    ("gpu_memory_utilization", 0, "gpu_memory_utilization=0 must be above 0"),
+    ("cuda_graphs", 1, "cuda_graphs must be True or False"),
     ("kernels", "magic", "kernels='magic' is unknown"),
     ("linear_kind", "magic", "linear_kind='magic' is unknown: use one of auto, measure, plain"),
     ("block_size", 0, "block_size=0 is out of range"),
@@ -78,6 +80,25 @@ def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any, says:
     assert says in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"device": "cpu", "kernels": "triton"}, "kernels='triton' computes on a GPU: use device='cuda'"),
+        ({"device": "cuda", "kernels": "cpu"}, "kernels='cpu' does not compute on a GPU: use one of auto, triton"),
+        ({"device": "cuda", "kernels": "reference"}, "kernels='reference' does not compute on a GPU"),
+        ({"device": "cuda", "quantization": "int8"}, "quantization='int8' is served on a CPU only: leave it out"),
+        ({"device": "cuda", "kv_cache_dtype": "int8"}, "kv_cache_dtype='int8' is served on a CPU only"),
+        ({"device": "cuda", "linear_kind": "panels"}, "linear_kind='panels' is served on a CPU only"),
+    ],
+)
+def test_what_a_device_does_not_serve(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        EngineConfig(**fields)
+    assert says in str(raised.value)
+    EngineConfig(**{**fields, "device": "auto"})  # whatever device that comes to
+    EngineConfig(device="cuda", kernels="triton", linear_kind="plain")
+
+
 def test_unknown_fields() -> None:
     with pytest.raises(ConfigError, match="no field 'block_sise'; did you mean 'block_size'"):
         EngineConfig(block_sise=8)  # type: ignore[call-arg]
@@ -123,6 +144,14 @@ def test_the_schedulers_part_is_plain_data() -> None:
     } - {"num_blocks", "max_model_len", "link_bandwidth", "compute_speed"}:
         assert getattr(config, name) == getattr(engine, name)
     assert json.loads(json.dumps(config.as_dict()))["groups"][1] == {"num_layers": 2, "window": 8}
+
+
+def test_the_depth_is_the_devices_unless_it_is_set() -> None:
+    facts = ModelFacts(num_blocks=9, max_model_len=50, vocab_size=7)
+    assert SchedulerConfig.of(EngineConfig(), facts).depth == 0
+    facts = dataclasses.replace(facts, depth=1)
+    assert SchedulerConfig.of(EngineConfig(), facts).depth == 1
+    assert SchedulerConfig.of(EngineConfig(depth=0), facts).depth == 0
 
 
 def test_host_cache_wants_models_that_keep_the_whole_context() -> None:

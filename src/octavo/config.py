@@ -24,8 +24,12 @@ BATCHINGS = ("continuous", "static")
 EVICTIONS = ("lru", "fifo", "lfu", "arc", "prefix")
 KERNELS = ("auto", "reference", "cpu", "triton")
 LINEAR_KINDS = ("auto", "measure", "plain", "packed", "panels")
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "cuda")
 SPECULATIVE = ("ngram",)
+
+GPU_KERNELS = ("auto", "triton")
+GPU_SERVES = {"quantization": (None,), "kv_cache_dtype": ("auto",), "linear_kind": ("auto", "plain")}
+"""Fields of which a GPU serves these values alone."""
 
 MOST_SWAP_SPACE = 65_536
 """GiB; whoever asks for more meant another unit."""
@@ -57,12 +61,15 @@ class EngineConfig:
             computed with as it is stored].
         kv_cache_dtype: of keys and values in memory: "auto" is ``dtype``, "int8" stores them in 8 bits with a scale
             for each token and KV head.
-        device: "cpu", or "auto".
-        kernels: "reference" (plain torch, slow and plain to read), "cpu" (Numba), "triton" (on a GPU), or "auto" for
-            the fastest.
+        device: "cpu", "cuda" (one NVIDIA GPU), or "auto": the GPU where there is one and nothing else here asks for
+            what only a CPU serves.
+        kernels: "reference" (plain torch, slow and plain to read), "cpu" (Numba), "triton" (a GPU's), or "auto" for the
+            device's fastest.
         block_size: tokens a block holds.
         num_blocks: blocks in the pool [as many as free memory and the largest batch can use].
-        memory_utilization: the share of free memory, after the weights, that the pool may take.
+        memory_utilization: the share of free memory, after the weights, that the pool may take on a CPU.
+        gpu_memory_utilization: the share of a GPU's memory that may be taken, by everybody together: weights, the
+            largest step, graphs, the pool, and what other processes hold.
         max_num_seqs: sequences resident at once.
         max_num_batched_tokens: tokens computed in one step (prefill chunks are cut to it).
         max_model_len: tokens of context served [the model's, or what fits the pool].
@@ -86,7 +93,8 @@ class EngineConfig:
         eviction: which freed block is given up first when room is needed: "lru" (least recently used), "fifo", "lfu"
             (least frequently used), "arc" (adaptive replacement), or "prefix" (cost to recompute times chance of
             reuse).
-        depth: plans in flight beside the one being built; 0 plans, runs, commits in turn.
+        depth: plans in flight beside the one being built; 0 plans, runs, commits in turn [1 on a GPU, 0 on a CPU].
+        cuda_graphs: launch decode steps on a GPU as graphs, captured when a batch size first comes up.
         speculative: "ngram" guesses the tokens to come from what came next where the text's last tokens stood before,
             in the prompt or in the output, and verifies several at once; what is generated does not change by it.
         speculative_tokens: guesses in one step at the most; how many there are follows from how often they come true
@@ -117,6 +125,7 @@ class EngineConfig:
     block_size: int = 16
     num_blocks: int | None = None
     memory_utilization: float = 0.5
+    gpu_memory_utilization: float = 0.9
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     max_model_len: int | None = None
@@ -131,7 +140,8 @@ class EngineConfig:
     batching: str = "continuous"
     prefix_caching: bool = True
     eviction: str = "lru"
-    depth: int = 0
+    depth: int | None = None
+    cuda_graphs: bool = True
     speculative: str | None = None
     speculative_tokens: int = 15
     ngram_min: int = 2
@@ -174,8 +184,6 @@ class EngineConfig:
         _choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _choice("device", self.device, DEVICES)
         _choice("kernels", self.kernels, KERNELS)
-        if self.kernels == "triton" and self.device != "cuda":
-            raise ConfigError(f"kernels='triton' computes on an NVIDIA GPU, not with device={self.device!r}")
         _choice("linear_kind", self.linear_kind, LINEAR_KINDS)
         _choice("policy", self.policy, POLICIES)
         _choice("preemption", self.preemption, PREEMPTIONS)
@@ -194,11 +202,12 @@ class EngineConfig:
         _integer("max_num_seqs", self.max_num_seqs, 1, 65_536)
         _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**24)
         _integer("max_model_len", self.max_model_len, 2, 2**31 - 1, optional=True)
-        _integer("depth", self.depth, 0, 1)
+        _integer("depth", self.depth, 0, 1, optional=True)
         _integer("num_threads", self.num_threads, 1, 4096, optional=True)
         _integer("retained_requests", self.retained_requests, 0, 2**20)
         _integer("seed", self.seed, -(2**63), 2**64 - 1)
         _fraction("memory_utilization", self.memory_utilization)
+        _fraction("gpu_memory_utilization", self.gpu_memory_utilization)
         if not _is_number(self.ageing_seconds) or self.ageing_seconds <= 0:
             raise ConfigError(f"ageing_seconds={self.ageing_seconds!r} must be a positive number of seconds")
         if not _is_number(self.swap_space) or not 0 <= self.swap_space <= MOST_SWAP_SPACE:
@@ -209,11 +218,29 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (not _is_number(value) or value <= 0):
                 raise ConfigError(f"{name}={value!r} must be a positive number a second, or None to measure it")
-        for name in ("prefix_caching", "host_cache", "batch_invariant"):
+        for name in ("prefix_caching", "host_cache", "batch_invariant", "cuda_graphs"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.host_cache and not (self.swap_space and self.prefix_caching):
             raise ConfigError("host_cache=True needs host memory (swap_space above 0) and prefix_caching=True")
+        self._check_device()
+
+    def _check_device(self) -> None:
+        """What no machine can serve; whether there is a GPU is found out where torch is."""
+        if self.device == "cpu" and self.kernels == "triton":
+            raise ConfigError("kernels='triton' computes on a GPU: use device='cuda', or kernels='auto'")
+        if self.device != "cuda":
+            return
+        if self.kernels not in GPU_KERNELS:
+            known = ", ".join(GPU_KERNELS)
+            raise ConfigError(f"kernels={self.kernels!r} does not compute on a GPU: use one of {known}")
+        for name, value in self.cpu_only():
+            raise ConfigError(f"{name}={value!r} is served on a CPU only: leave it out, or use device='cpu'")
+
+    def cpu_only(self) -> list[tuple[str, object]]:
+        """The fields, and their values, that ask for what is not served on a GPU."""
+        asked = [(name, getattr(self, name)) for name in GPU_SERVES]
+        return [(name, value) for name, value in asked if value not in GPU_SERVES[name]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +295,7 @@ class SchedulerConfig:
             batching=config.batching,
             prefix_caching=config.prefix_caching,
             eviction=config.eviction,
-            depth=config.depth,
+            depth=facts.depth if config.depth is None else config.depth,
             speculative=config.speculative,
             speculative_tokens=config.speculative_tokens,
             ngram_min=config.ngram_min,

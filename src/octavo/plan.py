@@ -213,6 +213,7 @@ class ModelFacts:
     link_bandwidth: float = 0.0  #: bytes a second between device and host memory, as measured; 0: it was not
     compute_speed: float = 0.0  #: FLOP a second of a prefill, as measured; 0: it was not
     step_costs: tuple[float, ...] = ()  #: what steps of 1, 2, 4, ... rows take, relative to the first; (): not measured
+    depth: int = 0  #: plans in flight beside the one being built that suit the device
     notes: tuple[str, ...] = ()  #: one line each, for a person: what was chosen, and why
 
 

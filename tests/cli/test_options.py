@@ -53,6 +53,7 @@ CONFIGURATION: dict[str, Any] = {
     "eviction": "lfu", "depth": 1, "batch_invariant": True, "num_threads": 2, "seed": 11,
     "swap_space": 0.5, "host_cache": False, "preemption": "swap", "link_bandwidth": 2e9, "compute_speed": 3e11,
     "speculative": "ngram", "speculative_tokens": 5, "ngram_min": 1, "ngram_max": 3, "row_cost": 0.25,
+    "cuda_graphs": False, "gpu_memory_utilization": 0.75,
     "victims": "lru", "retained_requests": 5,
 }  # fmt: skip
 

@@ -38,10 +38,11 @@ class Admission:
         tokenizer: encodes prompts and bad words.
         defaults: the model's ``generation_config.json``.
         config: the engine's; its policy, its seed (for requests without one of their own) and its block size.
+        depth: plans in flight beside the one being built.
     """
 
     def __init__(
-        self, facts: ModelFacts, tokenizer: Tokenizer, defaults: Mapping[str, Any], config: EngineConfig
+        self, facts: ModelFacts, tokenizer: Tokenizer, defaults: Mapping[str, Any], config: EngineConfig, depth: int
     ) -> None:
         self._facts = facts
         self._tokenizer = tokenizer
@@ -49,7 +50,7 @@ class Admission:
         self._seed = config.seed
         self._policy = config.policy
         self._block_size = config.block_size
-        self._stride = config.max_num_batched_tokens * (config.depth + 1)
+        self._stride = config.max_num_batched_tokens * (depth + 1)
         self._count = 0
 
     def request(

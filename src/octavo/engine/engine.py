@@ -78,7 +78,9 @@ class LLMEngine:
         self.scheduler = Scheduler(SchedulerConfig.of(self.config, self.facts))
         if recorder is not None:
             recorder.begin(self.scheduler.config)
-        self._admission = Admission(self.facts, self.tokenizer, generation_defaults(folder), self.config)
+        self._admission = Admission(
+            self.facts, self.tokenizer, generation_defaults(folder), self.config, self.scheduler.config.depth
+        )
         self._builder = OutputBuilder(self.tokenizer)
         self._recorder = recorder
         self._in_flight: deque[tuple[StepPlan, Handle]] = deque()
@@ -205,7 +207,7 @@ class LLMEngine:
             self._recorder.write(plan)
         self._in_flight.append((plan, self._executor.submit(plan)))
         fresh: list[RequestOutput] = []
-        while len(self._in_flight) > (self.config.depth if plan.chunks else 0):
+        while len(self._in_flight) > (self.scheduler.config.depth if plan.chunks else 0):
             fresh += self._commit(*self._in_flight.popleft())
         if not self._ended and not self._growing:
             return fresh

@@ -6,18 +6,20 @@ from pathlib import Path
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.executor.device import resolved
 from octavo.executor.torch_executor import TorchExecutor
 from octavo.hub import Progress
 from octavo.plan import Executor
 
 
 def create_executor(config: EngineConfig, folder: Path, progress: Progress | None = None) -> Executor:
-    """The executor for ``config.device``, with the model of ``folder`` loaded.
+    """The executor for ``config.device``, with the model of ``folder`` loaded; "auto" is answered here.
 
     Raises:
         ConfigError: no executor for this device, or the configuration does not fit the machine or the model.
         ModelError: the model cannot be used.
     """
-    if config.device in ("auto", "cpu"):
+    config = resolved(config)
+    if config.device == "cpu":
         return TorchExecutor(config, folder, progress)
-    raise ConfigError(f"device={config.device!r} has no executor: use cpu")
+    raise ConfigError("device='cuda' has no executor yet: use device='cpu'")

@@ -106,7 +106,7 @@ def plan_memory(
             the pool holds.
     """
     size, per_step = config.block_size, len(groups)
-    stride = config.max_num_batched_tokens * (config.depth + 1)
+    stride = config.max_num_batched_tokens * ((config.depth or 0) + 1)
     wanted = model_max_len if config.max_model_len is None else config.max_model_len
     if wanted > model_max_len:
         raise ConfigError(

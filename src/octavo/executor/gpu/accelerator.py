@@ -12,8 +12,6 @@ from typing import Protocol
 
 import torch
 
-from octavo.errors import ConfigError
-
 
 class Event(Protocol):
     """A point in a stream's work."""
@@ -148,15 +146,9 @@ class CudaStream:
 
 
 class CudaAccelerator:
-    """The current CUDA device.
-
-    Raises:
-        ConfigError: PyTorch sees no GPU.
-    """
+    """The current CUDA device. There must be one: see :func:`octavo.executor.device.resolved`."""
 
     def __init__(self) -> None:
-        if not torch.cuda.is_available():
-            raise ConfigError(no_gpu())
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.main = CudaStream(torch.cuda.current_stream(self.device))
         self._capture_stream = torch.cuda.Stream(self.device)
@@ -216,16 +208,3 @@ class CudaAccelerator:
             return False
         says = str(error)
         return "out of memory" in says or "CUBLAS_STATUS_ALLOC_FAILED" in says
-
-
-def no_gpu() -> str:
-    """Why there is no CUDA device here, in one sentence for a person."""
-    if torch.version.cuda is None:
-        return (
-            f"device='cuda' but PyTorch {torch.__version__} is built without CUDA: install a CUDA build of it, or use "
-            "device='cpu'"
-        )
-    return (
-        f"device='cuda' but PyTorch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU: check nvidia-smi and "
-        "CUDA_VISIBLE_DEVICES, or use device='cpu'"
-    )
