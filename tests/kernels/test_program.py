@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_case import INTERPRETED
+from kernel_case import INTERPRETED, Case
 
 from octavo.kernels.cpu import (
     GroupedPanelLinear,
     Int8PanelLinear,
     PanelLinear,
     add_rms_norm,
+    fused_attention,
     grouped_linear,
     int8_linear,
     program,
@@ -21,6 +22,8 @@ from octavo.kernels.cpu import (
     rms_norm,
     silu_and_mul,
 )
+from octavo.kernels.cpu.attention import plan
+from octavo.kernels.metadata import AttentionMetadata
 from octavo.kernels.quantized import QuantizedWeight
 
 ROWS = 3 if INTERPRETED else 37
@@ -104,6 +107,74 @@ def test_programs_of_several_host_threads_at_once() -> None:
             chain.calls()
         assert all(torch.equal(a, b) for a, b in zip(outcome, chain.outcome(), strict=True))
     assert len(outcomes) == 3
+
+
+class Decode:
+    """Attention of two layers, one of which sees a window; two sequences of one row each."""
+
+    def __init__(self) -> None:
+        self.case = Case([(1, 400), (1, 70)], num_heads=4, num_kv_heads=2, dim=16, has_norm=True)
+        self.kv = self.case.memory(written=True)
+        self.outs = [self.case.poisoned() for _ in range(3)]
+
+    def at(self, contexts: list[int]) -> AttentionMetadata:
+        """The sequences at an earlier time."""
+        case, position = self.case, torch.tensor(contexts) - 1
+        blocks = case.meta.block_tables[torch.arange(len(contexts)), position // case.block_size].long()
+        return AttentionMetadata(
+            case.meta.query_start.clone(),
+            torch.tensor(contexts, dtype=torch.int32),
+            case.meta.block_tables.clone(),
+            position,
+            blocks * case.block_size + position % case.block_size,
+            1,
+            max(contexts),
+        )
+
+    def attend(self, meta: AttentionMetadata) -> None:
+        case = self.case
+        for out, window in zip(self.outs, (None, 33, None), strict=True):
+            fused_attention(
+                case.qkv, case.norms[0], case.norms[1], 1e-5, case.cos_sin, self.kv, 1, meta, case.scale, out,
+                case.num_heads, case.num_kv_heads, window,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_attention_is_told_of_each_step(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, recorded = Decode(), Decode()
+    monkeypatch.setattr(program, "num_threads", lambda: threads)
+    monkeypatch.setattr(plan, "num_threads", lambda: threads)
+    first = recorded.at([3, 17])
+    with recording([first]) as made:
+        recorded.attend(first)
+    assert all(out.isnan().all() for out in recorded.outs)  # nothing is computed yet
+    steps = [[3, 17], [399, 70], [130, 64]] if INTERPRETED else [[n, 1 + n % 70] for n in range(1, 401, 7)]
+    for contexts in steps:
+        plain.attend(plain.at(contexts))
+        made.run([recorded.at(contexts)])
+        for ours, theirs in zip(recorded.outs, plain.outs, strict=True):
+            assert torch.equal(ours, theirs)
+    torch.testing.assert_close(recorded.kv, plain.kv, rtol=0, atol=0, equal_nan=True)
+
+
+def test_attention_of_other_batches_is_refused() -> None:
+    decode = Decode()
+    meta = decode.at([3, 17])
+    with recording([meta]) as made:
+        decode.attend(meta)
+    with pytest.raises(ValueError, match="2 sequences of one row each"):
+        made.run([Case([(1, 5)], num_heads=4, num_kv_heads=2, dim=16).meta])
+    longer = Case([(2, 5)], num_heads=4, num_kv_heads=2, dim=16).meta
+    with pytest.raises(ValueError, match="2 sequences of one row each"):
+        made.run([longer])
+    with pytest.raises(ValueError, match="metadata given"), recording():
+        decode.attend(meta)
+    many = Decode()
+    many.case = Case([(3, 400), (1, 70)], num_heads=4, num_kv_heads=2, dim=16, has_norm=True)
+    many.outs = [many.case.poisoned() for _ in range(3)]
+    with pytest.raises(ValueError, match="brings one row"), recording([many.case.meta]):
+        many.attend(many.case.meta)
 
 
 def test_an_empty_program_does_nothing() -> None:

@@ -335,7 +335,13 @@ def test_recorded_programs_give_what_single_calls_give(
         mine += [runner.run({"a": [5], "b": [6], "c": tokens(3)}, rows=[0, 4]).clone() for _ in range(2)]
         mine += [runner.run({"b": [7], "d": tokens(40)}, rows=[]), runner.run({"d": tokens(200)}, rows=[199]).clone()]
         mine += [runner.run({"d": [1], "a": [2]}).clone()]  # what was asked for nothing has left its keys all the same
+        mine += [runner.run({"d": [3, 4], "a": [5]}, rows=[0, 2]).clone()]
+        mine += [runner.run({"b": [3], "d": [count], "a": [5]}, rows=[count % 3]).clone() for count in range(3)]
+        other = PagedRunner(decoder)  # the same sizes in other memory
+        mine += [other.run({"a": tokens(9), "b": tokens(150, 2)}).clone(), other.run({"a": [1], "b": [2]}).clone()]
+        mine += [runner.run({"d": [6], "a": [7]}).clone()]
         results.append(mine)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
     assert any(views.programs for views in recorded._views.values())
-    assert not any(views.programs for views in plain._views.values())
+    assert any(views.step for views in recorded._views.values())
+    assert not any(views.programs or views.step for views in plain._views.values())

@@ -51,6 +51,7 @@ class _Buffers:
     qkv: torch.Tensor  # [T, (heads + 2 kv_heads) * head_dim]
     mixed: torch.Tensor  # [T, hidden]
     programs: list[Any] | None = None  # recorded: what comes before the first attention, then what follows each
+    step: tuple[Kv, Any] | None = None  # recorded: all layers of a batch that is decoded, with the memory it is for
 
 
 class Decoder:
@@ -98,6 +99,7 @@ class Decoder:
             for layer in layers
             for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
         )
+        self._decodes = self._recordable and kernels.decodes(1, config.head_dim, batch_invariant)
         self._scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
         self._capacity = 0
@@ -117,6 +119,7 @@ class Decoder:
             with torch.inference_mode(False):
                 tables = (cos_sin_table(rope, self.config.head_dim, length) for rope in self._ropes)
                 self._cos_sin = tuple(table.to(self.device).contiguous() for table in tables)
+            self._views.clear()  # programs name the tables they were recorded with
         if num_tokens > self._capacity:
             self._capacity = max(num_tokens, 2 * self._capacity)
             self._views.clear()
@@ -193,42 +196,27 @@ class Decoder:
         Returns:
             ``[R, hidden]`` after the final norm, in the decoder's dtype, good until the next call.
         """
-        config, kernels, eps = self.config, self._kernels, self.config.norm_eps
         self.reserve(token_ids.shape[0], meta[0].max_context)
         buffers = self._buffers(token_ids.shape[0])
         residual, normed, attended, qkv = buffers.residual, buffers.normed, buffers.attended, buffers.qkv
-        programs = buffers.programs
-        cos_sin, scale, heads, kv_heads = self._cos_sin, self._scale, config.num_heads, config.num_kv_heads
-        fused_attention, softcap = kernels.fused_attention, config.attention_softcap
+        recorded = self._recordable and len(normed) <= _RECORDED_ROWS
         last = len(self._layers) - 1
 
         self._embedding(token_ids, residual)
         if self._embedding_scale != 1.0:
             residual.mul_(self._embedding_scale)
+        if recorded and meta[0].max_query == 1 and self._decodes:
+            self._step(buffers, kv, meta).run(meta)
+            return normed if rows is None or len(rows) == len(normed) else normed.index_select(0, rows)
+        programs = self._programs(buffers) if recorded else None
         if programs:
             programs[0].run()
         else:
-            kernels.rms_norm(residual, self._layers[0].input_norm, eps, normed)
+            self._kernels.rms_norm(residual, self._layers[0].input_norm, self.config.norm_eps, normed)
         for index, layer in enumerate(self._layers):
             if not programs:
                 qkv = layer.qkv(normed)
-            fused_attention(
-                qkv,
-                layer.q_norm,
-                layer.k_norm,
-                eps,
-                cos_sin[layer.rope],
-                kv,
-                layer.place,
-                meta[layer.group],
-                scale,
-                attended,
-                heads,
-                kv_heads,
-                layer.window,
-                softcap,
-                batch_invariant=self.batch_invariant,
-            )
+            self._attend(layer, qkv, kv, meta, attended)
             if programs:
                 programs[index + 1].run()
             elif index == last and rows is not None:
@@ -241,6 +229,28 @@ class Decoder:
             else:
                 self._feed(index, buffers)
         return normed if rows is None else normed.index_select(0, rows)
+
+    def _attend(
+        self, layer: DecoderLayer, qkv: torch.Tensor, kv: Kv, meta: Sequence[AttentionMetadata], out: torch.Tensor
+    ) -> None:
+        config = self.config
+        self._kernels.fused_attention(
+            qkv,
+            layer.q_norm,
+            layer.k_norm,
+            config.norm_eps,
+            self._cos_sin[layer.rope],
+            kv,
+            layer.place,
+            meta[layer.group],
+            self._scale,
+            out,
+            config.num_heads,
+            config.num_kv_heads,
+            layer.window,
+            config.attention_softcap,
+            batch_invariant=self.batch_invariant,
+        )
 
     def _feed(self, index: int, buffers: _Buffers, out: torch.Tensor | None = None) -> None:
         """What follows a layer's attention, up to the next norm."""
@@ -255,10 +265,12 @@ class Decoder:
             kernels.rms_norm(fed, layer.post_mlp_norm, eps, fed)
         kernels.add_rms_norm(fed, buffers.residual, self._next_norms[index], eps, buffers.normed)
 
-    def _record(self, buffers: _Buffers) -> list[Any]:
+    def _programs(self, buffers: _Buffers) -> list[Any]:
         """What lies between attentions, to be done by one launch each: before the first one, then after each."""
+        if buffers.programs is not None:
+            return buffers.programs
         kernels, first = self._kernels, self._layers[0]
-        programs = []
+        programs = buffers.programs = []
         with kernels.recording() as program:
             kernels.rms_norm(buffers.residual, first.input_norm, self.config.norm_eps, buffers.normed)
             first.qkv(buffers.normed, buffers.qkv)
@@ -270,6 +282,20 @@ class Decoder:
                     self._layers[index + 1].qkv(buffers.normed, buffers.qkv)
             programs.append(program)
         return programs
+
+    def _step(self, buffers: _Buffers, kv: Kv, meta: Sequence[AttentionMetadata]) -> Any:
+        """All layers as one launch, for a batch like ``meta``'s: every sequence brings one row."""
+        if buffers.step is not None and buffers.step[0] is kv:
+            return buffers.step[1]
+        kernels, first = self._kernels, self._layers[0]
+        with kernels.recording(meta) as program:
+            kernels.rms_norm(buffers.residual, first.input_norm, self.config.norm_eps, buffers.normed)
+            for index, layer in enumerate(self._layers):
+                layer.qkv(buffers.normed, buffers.qkv)
+                self._attend(layer, buffers.qkv, kv, meta, buffers.attended)
+                self._feed(index, buffers, buffers.mixed)
+        buffers.step = kv, program
+        return program
 
     def _head_to_float(self, hidden: torch.Tensor) -> torch.Tensor:
         if getattr(self._head, "widens", False):
@@ -288,8 +314,6 @@ class Decoder:
             if len(self._views) >= 64:
                 self._views.clear()
             views = self._views[num_tokens] = self._buffers_of(self._storage, num_tokens)
-            if self._recordable and num_tokens <= _RECORDED_ROWS:
-                views.programs = self._record(views)
         return views
 
     @staticmethod

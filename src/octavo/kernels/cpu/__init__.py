@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.kernels.cpu.attention import fused_attention, paged_attention, write_kv
+from octavo.kernels.cpu.attention import decodes, fused_attention, paged_attention, write_kv
 from octavo.kernels.cpu.grouped_linear import GroupedPanelLinear
 from octavo.kernels.cpu.int8_linear import Int8PanelLinear
 from octavo.kernels.cpu.jit import warm_up
@@ -23,6 +23,7 @@ __all__ = [
     "Program",
     "add_rms_norm",
     "copy_blocks",
+    "decodes",
     "fused_attention",
     "gelu_and_mul",
     "log_softmax_gather",

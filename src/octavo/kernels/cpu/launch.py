@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -42,6 +42,14 @@ MAX_WORDS = 96
 _ALIGNMENT = 64
 
 
+class RecordedCall(NamedTuple):
+    """A call that was not made but written down (see ``program.py``)."""
+
+    kernel: Kernel
+    words: bytes
+    needs: object = None  #: what has to be worked out anew whenever it is run, or None
+
+
 class Arguments:
     """A host thread's argument words and scratch memory."""
 
@@ -49,7 +57,7 @@ class Arguments:
         self.words = (ctypes.c_int64 * MAX_WORDS)()
         self.bytes = memoryview(self.words).cast("B")
         self.address = ctypes.addressof(self.words)
-        self.recorded: list[tuple[Kernel, bytes]] | None = None
+        self.recorded: list[RecordedCall] | None = None
         """Where calls are collected instead of being run (see ``program.py``)."""
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._start = 0
@@ -109,7 +117,7 @@ def _on_python_threads(call: Callable[[int], Any], address: int, num_threads: in
 def run(kernel: Kernel, num_threads: int, arguments: Arguments) -> None:
     """Run ``kernel`` with ``num_threads`` threads; returns when all tasks are done."""
     if arguments.recorded is not None:
-        arguments.recorded.append((kernel, arguments.bytes.tobytes()))
+        arguments.recorded.append(RecordedCall(kernel, arguments.bytes.tobytes()))
     elif num_threads <= 1 or DISABLED:
         kernel.call(arguments.address)
     elif GOMP_PARALLEL is not None:

@@ -15,5 +15,6 @@ bfloat16, on a CPU with a matrix unit, the tiles' products are that unit's (``pr
 from __future__ import annotations
 
 from octavo.kernels.cpu.attention.entries import fused_attention, paged_attention, write_kv
+from octavo.kernels.cpu.attention.plan import decodes
 
-__all__ = ["fused_attention", "paged_attention", "write_kv"]
+__all__ = ["decodes", "fused_attention", "paged_attention", "write_kv"]

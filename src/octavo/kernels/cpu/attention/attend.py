@@ -65,6 +65,25 @@ def by_matrix_unit(p: int) -> bool:
     return MATRIX_UNIT and load_i64(p + DTYPE) == BF16 and kv_dtype in (BF16, INT8)
 
 
+@device
+def decode_tasks(p: int, counter: int, memory: int) -> int:
+    """Take tasks of mode DECODES until none is left; returns how many."""
+    tasks, kv_heads, parts = load_i64(p + NUM_TASKS), load_i64(p + KV_HEADS), load_i64(p + PARTS)
+    done = 0
+    while True:
+        task = fetch_add(counter, 1)
+        if task >= tasks:
+            break
+        pair, part = task, -1
+        if parts != 0:
+            pair = task // parts
+            part = task - pair * parts
+        seq = pair // kv_heads
+        decode(p, seq, seq, pair - seq * kv_heads, part, memory)
+        done += 1
+    return done
+
+
 @kernel
 def attend(p: int) -> None:
     """By mode, tasks are
@@ -79,7 +98,10 @@ def attend(p: int) -> None:
         make_schedule(p)
         return
     memory = load_i64(p + SCRATCH) + fetch_add(p + WORKER, 1) * load_i64(p + SCRATCH_STRIDE)
-    tasks, kv_heads, parts = load_i64(p + NUM_TASKS), load_i64(p + KV_HEADS), load_i64(p + PARTS)
+    if mode == DECODES:
+        decode_tasks(p, p + TASK, memory)
+        return
+    tasks, kv_heads = load_i64(p + NUM_TASKS), load_i64(p + KV_HEADS)
     on_unit = mode == TILES and by_matrix_unit(p)
     if on_unit:
         configure(2 * WIDTH)
@@ -91,19 +113,12 @@ def attend(p: int) -> None:
             for head in range(kv_heads):
                 write(p, task, head, memory)
             continue
-        pair, part = task, -1
-        if mode == DECODES and parts != 0:
-            pair = task // parts
-            part = task - pair * parts
-        entry = pair // kv_heads
-        head = pair - entry * kv_heads
-        row, seq, tile = entry, entry, DECODE
-        if mode == TILES:
-            place = load_i64(p + SHARED) + 16 * entry
-            seq, tile = load_i64(place), load_i64(place + 8)
-            row = load_i32(load_i64(p + QUERY_START) + 4 * seq)
+        entry = task // kv_heads
+        head = task - entry * kv_heads
+        place = load_i64(p + SHARED) + 16 * entry
+        seq, tile = load_i64(place), load_i64(place + 8)
         if tile == DECODE:
-            decode(p, seq, row, head, part, memory)
+            decode(p, seq, load_i32(load_i64(p + QUERY_START) + 4 * seq), head, -1, memory)
         elif on_unit:
             prefill_matrix(p, seq, tile, head, memory)
         else:

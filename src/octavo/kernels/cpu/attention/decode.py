@@ -44,7 +44,7 @@ from octavo.kernels.cpu.tiles import (
     softmax,
     weighted_sum,
 )
-from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_f32, load_f64, load_i32, load_i64, store_f32
+from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_f32, load_f64, load_i32, load_i64, store_f32, store_i64
 
 LEAD = 3
 """Blocks between the one that is worked on and the one that is asked for."""
@@ -175,6 +175,7 @@ def decode(p: int, seq: int, row: int, head: int, part: int, memory: int) -> Non
         attend_part(p, seq, head, max(low, i * PARTITION), high, q, scores, mine, mine + 4 * group * dim)
         if fetch_add(counter, 1) != last - first:
             return
+        store_i64(counter, 0)  # for the next layer's attention, where they share their memory
         copy_bytes(place, acc, 4 * group * dim)
         copy_bytes(place + 4 * group * dim, state, 8 * group)
         for i in range(1, last - first + 1):

@@ -8,7 +8,7 @@ import torch
 
 from octavo.kernels.cpu import checks
 from octavo.kernels.cpu.attention.attend import attend
-from octavo.kernels.cpu.attention.plan import PLANS, SMALL_WRITE, Plan
+from octavo.kernels.cpu.attention.plan import PLANS, SMALL_WRITE, Needs, Plan
 from octavo.kernels.cpu.attention.words import (
     DECODES,
     MODE,
@@ -25,6 +25,7 @@ from octavo.kernels.cpu.launch import (
     ARGUMENTS,
     TASK,
     WORKER,
+    RecordedCall,
     num_threads,
     run,
 )
@@ -33,6 +34,7 @@ from octavo.kernels.quantized_kv import Kv
 
 
 def _attention(
+    needs: Needs,
     plan: Plan,
     q: int,
     q_stride: int,
@@ -68,6 +70,11 @@ def _attention(
     )  # fmt: skip
     arguments.bytes[PAGE : PAGE + len(plan.words)] = plan.words
     words[SHARED // 8] = memory
+    if arguments.recorded is not None:
+        if plan.mode != DECODES:
+            raise ValueError("only attention of batches in which every sequence brings one row can be recorded")
+        arguments.recorded.append(RecordedCall(attend, arguments.bytes.tobytes(), needs))
+        return
     if plan.mode == DECODES:
         run(attend, plan.threads, arguments)
         return
@@ -118,14 +125,15 @@ def paged_attention(
     """
     queries, target, cache = checks.heads("q", q), checks.heads("out", out), checks.cache(kv)
     num_heads = q.shape[1]
-    plan = PLANS.find(meta, cache, num_heads, window, batch_invariant)
+    needs = Needs(meta, cache, num_heads, window, batch_invariant)
+    plan = PLANS.find(needs)
     checks.alike("q", queries, "out", target)
     if queries[1] != plan.batch.num_rows or q.shape[2] != cache.dim:
         raise ValueError(
             f"q is {tuple(q.shape)}: meta describes {plan.batch.num_rows} rows, and kv holds heads of {cache.dim}"
         )
     _attention(
-        plan, queries[4], queries[3], target, 0, 0, (0, 0, F32), 0.0, 0, 0, _layer(cache, layer), scale,
+        needs, plan, queries[4], queries[3], target, 0, 0, (0, 0, F32), 0.0, 0, 0, _layer(cache, layer), scale,
         softcap, sinks, num_heads,
     )  # fmt: skip
     return out
@@ -161,7 +169,8 @@ def fused_attention(
     """
     dtype, rows, width, stride, address = checks.matrix("qkv", qkv)
     target, cache = checks.matrix("out", out), checks.cache(kv)
-    plan = PLANS.find(meta, cache, num_heads, window, batch_invariant)
+    needs = Needs(meta, cache, num_heads, window, batch_invariant)
+    plan = PLANS.find(needs)
     dim = cache.dim
     if (
         width != (num_heads + 2 * num_kv_heads) * dim
@@ -188,7 +197,7 @@ def fused_attention(
     k = address + num_heads * dim * ITEM_SIZE[dtype]
     v = k + num_kv_heads * dim * ITEM_SIZE[dtype]
     _attention(
-        plan, address, stride, target, k, v, (q_weight, k_weight, norm_dtype), eps, cos_sin.data_ptr(),
+        needs, plan, address, stride, target, k, v, (q_weight, k_weight, norm_dtype), eps, cos_sin.data_ptr(),
         rotary, _layer(cache, layer), scale, softcap, sinks, num_heads,
     )  # fmt: skip
     return out

@@ -31,6 +31,22 @@ SMALL_DECODE, SMALL_TILES, SMALL_WRITE = 200_000, 1_000_000, 30_000
 fewer, others are not called. They could save little, and where cores are shared a thread that is called may be late."""
 
 
+def decodes(max_query: int, dim: int, batch_invariant: bool) -> bool:
+    """Whether a batch with so many rows of a sequence at the most is decoded: every sequence brings one row, and heads
+    of ``dim`` are whole vectors. Attention of such a batch is one launch, and can be recorded."""
+    return max_query == 1 and not batch_invariant and dim % WIDTH == 0
+
+
+class Needs(NamedTuple):
+    """What a plan is made from."""
+
+    meta: AttentionMetadata
+    cache: checks.Cache
+    num_heads: int
+    window: int | None
+    batch_invariant: bool
+
+
 class Plan(NamedTuple):
     """What the calls of one step have in common: they differ by layer only."""
 
@@ -64,7 +80,7 @@ def make_plan(
     sees = batch.max_context if window is None else min(window, batch.max_context)
     parts = counters = 0
     words = 4 * (group * (3 * dim + PARTITION + 4) + 3 * dim)
-    if batch.max_query == 1 and not tiles_only:
+    if decodes(batch.max_query, dim, batch_invariant):
         mode = DECODES
         if threads > 1 and pairs < 8 * threads and sees > PARTITION:
             # keys that are seen may straddle one border more than their number says
@@ -121,11 +137,10 @@ class Plans:
         # the batch's query_start, and its plans by kind of layer, beside the metadata that each was made for
         self._latest: tuple[torch.Tensor | None, dict[tuple[object, ...], tuple[AttentionMetadata, Plan]]] = (None, {})
 
-    def find(
-        self, meta: AttentionMetadata, cache: checks.Cache, num_heads: int, window: int | None, batch_invariant: bool
-    ) -> Plan:
+    def find(self, needs: Needs) -> Plan:
         """The plan for a call, made anew where the batch is not the latest one. The metadata of a batch's layer groups
         share their ``query_start``; by that they are known as one batch."""
+        meta, cache, num_heads, window, batch_invariant = needs
         threads = num_threads()
         latest, plans = self._latest
         key = (id(meta), num_heads, window, batch_invariant, threads, cache)
