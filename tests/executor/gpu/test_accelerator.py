@@ -7,7 +7,7 @@ import torch
 from executor.gpu.stand_in import StandIn, StandInOutOfMemoryError
 
 from octavo import kernels
-from octavo.executor.gpu.accelerator import Accelerator
+from octavo.executor.gpu.accelerator import Accelerator, CudaAccelerator
 
 REFERENCE = kernels.load("reference")
 
@@ -18,6 +18,22 @@ def test_it_is_an_accelerator() -> None:
     assert device.memory().used == 30
     assert device.is_out_of_memory(StandInOutOfMemoryError())
     assert not device.is_out_of_memory(RuntimeError())
+
+
+def test_cuda_says_in_many_ways_that_memory_ran_out() -> None:
+    device = object.__new__(CudaAccelerator)  # needs no GPU to judge an error
+    hidden = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    hidden.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        hidden,
+    ):
+        assert device.is_out_of_memory(error)
+    for other in (RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("out of memory")):
+        assert not device.is_out_of_memory(other)
 
 
 @pytest.mark.parametrize("is_main", [True, False])

@@ -174,7 +174,12 @@ class CudaAccelerator:
     def capture(self, work: Callable[[], object], pool: object) -> torch.cuda.CUDAGraph:
         """Record a CUDA graph. Other threads may go on with theirs meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=self._capture_stream, capture_error_mode="thread_local"):
+        stream = self._capture_stream
+        # The outer context restores the stream where ending a capture that has failed raises an error of its own.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
             work()
         return graph
 
@@ -201,10 +206,11 @@ class CudaAccelerator:
         torch.cuda.synchronize(self.device)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """PyTorch's allocator, the driver (which modules and graphs ask) and cuBLAS each say it in their own way."""
+        """PyTorch's allocator, the driver (which modules and graphs ask) and cuBLAS each say it in their own way; and
+        an error in a capture may be hidden behind the one that ended it."""
         if isinstance(error, torch.OutOfMemoryError):
             return True
-        if not isinstance(error, RuntimeError):
-            return False
         says = str(error)
-        return "out of memory" in says or "CUBLAS_STATUS_ALLOC_FAILED" in says
+        if isinstance(error, RuntimeError) and ("out of memory" in says or "CUBLAS_STATUS_ALLOC_FAILED" in says):
+            return True
+        return error.__context__ is not None and self.is_out_of_memory(error.__context__)
