@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
 import torch
 
@@ -39,7 +40,7 @@ class SwapSpace:
         Raises:
             EngineError: a move names a page that does not exist; nothing was moved.
         """
-        self._check(cache, moves)
+        check_moves(cache, self.num_blocks, moves)
         for block, host in moves:
             self._pages[host].copy_(cache[block], non_blocking=True)
 
@@ -49,19 +50,39 @@ class SwapSpace:
         Raises:
             EngineError: a move names a page that does not exist; nothing was moved.
         """
-        self._check(cache, tuple((block, host) for host, block in moves))
+        check_moves(cache, self.num_blocks, tuple((block, host) for host, block in moves))
         for host, block in moves:
             cache[block].copy_(self._pages[host], non_blocking=True)
 
-    def _check(self, cache: torch.Tensor, moves: Moves) -> None:
-        for block, host in moves:
-            if not (0 <= block < len(cache) and 0 <= host < len(self._pages)):
-                raise EngineError(
-                    f"a swap between block {block} of {len(cache)} and host block {host} of {len(self._pages)}"
-                )
+
+class Swaps(Protocol):
+    """A swap space of any kind."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Pages in all."""
+
+    def swap_out(self, cache: torch.Tensor, moves: Moves) -> None:
+        """Copy pages out."""
+
+    def swap_in(self, cache: torch.Tensor, moves: Moves) -> None:
+        """Copy pages back."""
 
 
-def measure_bandwidth(space: SwapSpace, cache: torch.Tensor) -> float:
+def check_moves(cache: torch.Tensor, num_host_blocks: int, moves: Moves) -> None:
+    """Whether (device block, host block) pairs name pages that exist.
+
+    Raises:
+        EngineError: one does not.
+    """
+    for block, host in moves:
+        if not (0 <= block < len(cache) and 0 <= host < num_host_blocks):
+            raise EngineError(
+                f"a swap between block {block} of {len(cache)} and host block {host} of {num_host_blocks}"
+            )
+
+
+def measure_bandwidth(space: Swaps, cache: torch.Tensor) -> float:
     """Bytes a second that the moves bring, out and in: the best of three rounds over up to 32 MiB of pages. Pages of
     the space are overwritten, those of the cache keep their content."""
     count = max(1, min(space.num_blocks, len(cache), 2**25 // cache.shape[1]))
