@@ -60,12 +60,12 @@ from octavo.kernels.cpu.linear import (
     ROWS,
     RUN,
     RUN_BYTES,
-    RUNS_PER_THREAD,
     SUMS_BYTES,
     WEIGHT,
     X_STRIDE,
     X,
     panel_tasks,
+    run_length,
 )
 from octavo.kernels.cpu.panels import PANEL, PLAIN
 from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_i64, store_i64
@@ -300,8 +300,9 @@ class GroupedPanelLinear:
                 f"[M, {self.outputs}]"
             )
         threads = num_threads()
-        length = max(1, min(self._panels // (RUNS_PER_THREAD * threads), self._longest))
-        runs, chunks = -(-self._panels // length), -(-count // self._chunk)
+        chunks = -(-count // self._chunk)
+        length = run_length(self._panels, chunks, threads, self._longest)
+        runs = -(-self._panels // length)
         rows_bytes = quantized_bytes(count, self._padded)
         here = count * self._padded <= HERE_ITEMS
         room = max(room_bytes(self._size), ROWS * _LINE_BYTES)

@@ -38,7 +38,6 @@ from octavo.kernels.cpu.linear import (
     ROWS,
     RUN,
     RUN_BYTES,
-    RUNS_PER_THREAD,
     STEP_BYTES,
     STEPS,
     SUMS_BYTES,
@@ -46,6 +45,7 @@ from octavo.kernels.cpu.linear import (
     X_STRIDE,
     X,
     panel_tasks,
+    run_length,
 )
 from octavo.kernels.cpu.panels import PANEL, PLAIN
 from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_i64
@@ -208,8 +208,9 @@ class Int8PanelLinear:
                 f"[M, {self.outputs}]"
             )
         threads = num_threads()
-        length = max(1, min(self._panels // (RUNS_PER_THREAD * threads), self._longest))
-        runs, chunks = -(-self._panels // length), -(-count // self._chunk)
+        chunks = -(-count // self._chunk)
+        length = run_length(self._panels, chunks, threads, self._longest)
+        runs = -(-self._panels // length)
         padded = self._steps * BYTE_DEPTH
         rows_bytes = quantized_bytes(count, padded)
         here = count * padded <= HERE_ITEMS

@@ -37,13 +37,14 @@ SUMS_BYTES = 4 * ROWS * PANEL
 STEP_BYTES = 2 * TILE_BYTES
 """Of a panel, for :data:`DEPTH` inputs."""
 
-RUNS_PER_THREAD = 4
+TASKS_PER_THREAD = 3
 RUN_BYTES = 800_000
 """At most so much weight is gone over again for each 32 rows of a chunk."""
 CHUNK_BYTES = 600_000
 """At most so much of the inputs is gone over again for each run."""
-BLOCK_STEPS = 12
-"""Where there are many rows, inputs are taken so many tiles at a time: 32 rows of them stay in the nearest cache."""
+BLOCK_STEPS = 18
+"""Where there are many rows, inputs are taken at most so many tiles at a time: 32 rows of them stay in the nearest
+cache, which weights pass by."""
 
 ACTIVATIONS = {"silu_and_mul": SILU, "gelu_and_mul": GELU}
 
@@ -90,10 +91,10 @@ def panel_tasks(
                 for step in range(0, steps, block):
                     inputs = x + start * x_stride + step * LINE
                     for panel in range(first, last):
-                        place = sums + (panel - first) * SUMS_BYTES
+                        place = sums + (panel - first) * SUMS_BYTES if block < steps else sums
                         product(p, memory, inputs, rows, panel, step, min(block, steps - step), place, ahead)
-                for panel in range(first, last):
-                    write(p, memory, sums + (panel - first) * SUMS_BYTES, x, start, rows, panel)
+                        if step + block >= steps:
+                            write(p, memory, place, x, start, rows, panel)
                 start += rows
                 ahead = 0
             done += 1
@@ -132,6 +133,12 @@ def multiply(p: int) -> None:
     """One product."""
     worker = fetch_add(p + WORKER, 1)
     multiply_tasks(p, p + TASK, load_i64(p + SCRATCH) + worker * load_i64(p + SCRATCH_STRIDE))
+
+
+def run_length(panels: int, chunks: int, threads: int, longest: int) -> int:
+    """Panels of a run: as many as leave each thread :data:`TASKS_PER_THREAD` tasks, for the inputs of a chunk are gone
+    over again in each; and no more than ``longest``."""
+    return max(1, min(chunks * panels // (TASKS_PER_THREAD * threads), longest))
 
 
 class PanelLinear:
@@ -216,9 +223,9 @@ class PanelLinear:
                 f"[M, {self.width}] and [M, {self.outputs}] of bfloat16"
             )
         threads = num_threads()
-        length = max(1, min(self._panels // (RUNS_PER_THREAD * threads), self._longest))
-        runs = -(-self._panels // length)
         chunks = -(-count // self._chunk)
+        length = run_length(self._panels, chunks, threads, self._longest)
+        runs = -(-self._panels // length)
         scratch = SUMS_BYTES * length + 128
         arguments = ARGUMENTS.here
         _pack(

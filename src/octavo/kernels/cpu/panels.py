@@ -127,8 +127,10 @@ def by_tiles(
     def tile(number: int) -> ir.Constant:
         return ir.Constant(I8, number)
 
-    def load(number: int, address: Value, row_bytes: Value) -> None:
-        e.intrinsic("llvm.x86.tileloadd64", void, tile(number), b.inttoptr(address, bytes_), row_bytes)
+    def load(number: int, address: Value, row_bytes: Value, passing: bool = False) -> None:
+        # weights pass by the nearest cache: inputs, which are met again at the next panel, stay there
+        name = "llvm.x86.tileloaddt164" if passing else "llvm.x86.tileloadd64"
+        e.intrinsic(name, void, tile(number), b.inttoptr(address, bytes_), row_bytes)
 
     inputs = [x, b.add(x, b.mul(stride, e.const(16)))][:halves]
     places = [
@@ -146,10 +148,11 @@ def by_tiles(
         weights = e.at(panel, k, 2 * TILE_BYTES)
         if fetch:
             e.prefetch(b.add(weights, e.const(_AHEAD)), 2 * TILE_BYTES, near=2)
+        load(_WEIGHTS[0], weights, e.const(LINE), passing=True)
         for half, address in enumerate(inputs):
             load(_INPUTS[half], e.at(address, k, LINE), stride)
+        load(_WEIGHTS[1], b.add(weights, e.const(TILE_BYTES)), e.const(LINE), passing=True)
         for column in (0, 1):
-            load(_WEIGHTS[column], b.add(weights, e.const(column * TILE_BYTES)), e.const(LINE))
             for half in range(halves):
                 numbers = (_SUMS[half][column], _INPUTS[half], _WEIGHTS[column])
                 e.intrinsic(instruction, void, *map(tile, numbers))
