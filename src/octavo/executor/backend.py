@@ -16,7 +16,9 @@ class Backend:
 
 
 def choose_backend(config: EngineConfig) -> Backend:
-    """The kernels for a CPU."""
+    """The kernels for ``config.device``."""
     if config.kernels != "auto":
         return Backend(config.kernels, "as configured")
+    if config.device == "cuda":
+        return Backend("triton", "compiled by Triton for this GPU")
     return Backend("cpu", "compiled by Numba for this processor")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from octavo.config import EngineConfig
-from octavo.errors import ConfigError
 from octavo.executor.device import resolved
 from octavo.executor.torch_executor import TorchExecutor
 from octavo.hub import Progress
@@ -16,10 +15,12 @@ def create_executor(config: EngineConfig, folder: Path, progress: Progress | Non
     """The executor for ``config.device``, with the model of ``folder`` loaded; "auto" is answered here.
 
     Raises:
-        ConfigError: no executor for this device, or the configuration does not fit the machine or the model.
+        ConfigError: there is no such device here, or the configuration does not fit the machine or the model.
         ModelError: the model cannot be used.
     """
     config = resolved(config)
     if config.device == "cpu":
         return TorchExecutor(config, folder, progress)
-    raise ConfigError("device='cuda' has no executor yet: use device='cpu'")
+    from octavo.executor.gpu.executor import GpuExecutor
+
+    return GpuExecutor(config, folder, progress)

@@ -94,6 +94,9 @@ class Decoder:
         self._next_norms = [layer.input_norm for layer in layers[1:]] + [final_norm]
         self._head = head
         self._kernels = kernels
+        # Where a launch costs more than what it does, products write to where they are wanted; a CPU's are sooner done
+        # in fresh memory, which the cache still holds.
+        self._in_place = self.device.type != "cpu"
         self._recordable = all(
             getattr(linear, "recordable", False)
             for layer in layers
@@ -140,6 +143,7 @@ class Decoder:
         kv: Kv,
         meta: Sequence[AttentionMetadata],
         rows: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute a flat batch: write its keys and values to memory, and give the logits of the rows wanted.
 
@@ -149,20 +153,22 @@ class Decoder:
             meta: which row belongs to whom: one for each of ``config.layer_groups``, alike but for the tables.
             rows: int64 ``[R]``, the rows whose logits are wanted [all T]. From the last layer's attention on, only
                 they are computed.
+            out: ``[R, vocab]``, where the logits are to go, float32 or the decoder's dtype (which holds them exactly,
+                unless they are capped) [memory of the decoder's own].
 
         Returns:
-            float32 ``[R, vocab]``, good until the next call. The caller may write to it, in inference mode.
+            ``out``, or float32 ``[R, vocab]``, good until the next call. The caller may write to it, in inference mode.
         """
-        return self.logits(self.hidden(token_ids, kv, meta, rows))
+        return self.logits(self.hidden(token_ids, kv, meta, rows), out)
 
     __call__ = forward
 
     @torch.inference_mode()
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head alone: rows of :meth:`hidden` to float32 ``[R, vocab]``, good until the next call."""
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The head alone: rows of :meth:`hidden` to float32 ``[R, vocab]``, in ``out`` or good until the next call."""
         if not hidden.shape[0]:
             return self._logits[:0]
-        logits, cap = self._head_to_float(hidden), self.config.logit_softcap
+        logits, cap = self._head_to_float(hidden, out), self.config.logit_softcap
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
     @torch.inference_mode()
@@ -200,6 +206,7 @@ class Decoder:
         buffers = self._buffers(token_ids.shape[0])
         residual, normed, attended, qkv = buffers.residual, buffers.normed, buffers.attended, buffers.qkv
         recorded = self._recordable and len(normed) <= _RECORDED_ROWS
+        in_place = self._in_place
         last = len(self._layers) - 1
 
         self._embedding(token_ids, residual)
@@ -215,7 +222,7 @@ class Decoder:
             self._kernels.rms_norm(residual, self._layers[0].input_norm, self.config.norm_eps, normed)
         for index, layer in enumerate(self._layers):
             if not programs:
-                qkv = layer.qkv(normed)
+                qkv = layer.qkv(normed, buffers.qkv if in_place else None)
             self._attend(layer, qkv, kv, meta, attended)
             if programs:
                 programs[index + 1].run()
@@ -224,10 +231,10 @@ class Decoder:
                     return normed[:0]
                 wanted = self._buffers_of(self._storage, rows.shape[0])
                 wanted.attended, wanted.residual = attended.index_select(0, rows), residual.index_select(0, rows)
-                self._feed(index, wanted)
+                self._feed(index, wanted, wanted.mixed if in_place else None)
                 return wanted.normed
             else:
-                self._feed(index, buffers)
+                self._feed(index, buffers, buffers.mixed if in_place else None)
         return normed if rows is None else normed.index_select(0, rows)
 
     def _attend(
@@ -297,11 +304,15 @@ class Decoder:
         buffers.step = kv, program
         return program
 
-    def _head_to_float(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _head_to_float(self, hidden: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         if getattr(self._head, "widens", False):
-            return self._head(hidden, self._room_for_logits(hidden.shape[0]))
+            return self._head(hidden, self._room_for_logits(hidden.shape[0]) if out is None else out)
+        if out is not None and out.dtype == hidden.dtype:
+            return self._head(hidden, out)
         logits = self._head(hidden)
-        return logits if logits.dtype == torch.float32 else self._room_for_logits(hidden.shape[0]).copy_(logits)
+        if logits.dtype == torch.float32:
+            return logits
+        return (self._room_for_logits(hidden.shape[0]) if out is None else out).copy_(logits)
 
     def _room_for_logits(self, rows: int) -> torch.Tensor:
         if self._logits.shape[0] < rows:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional as F
 
-from octavo.errors import ConfigError, EngineError
+from octavo.errors import ConfigError, EngineError, UnsupportedModelError
 from octavo.kernels.quantized import QuantizedWeight
 from octavo.model.choosing import KindChooser
 
@@ -68,7 +68,11 @@ class PlainLinear:
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product."""
-        return _into(out, F.linear(x, self.weight, self.bias))
+        if out is None or out.device.type == "cpu":
+            return _into(out, F.linear(x, self.weight, self.bias))
+        # On a GPU the copy would be one more launch.
+        weight = self.weight.t()
+        return torch.mm(x, weight, out=out) if self.bias is None else torch.addmm(self.bias, x, weight, out=out)
 
 
 class PackedLinear:
@@ -103,9 +107,9 @@ class TiledLinear:
 
     __slots__ = ("inner", "padded")
 
-    def __init__(self, inner: Linear, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, inner: Linear, width: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.inner = inner
-        self.padded = torch.zeros(TILE, width, dtype=dtype)
+        self.padded = torch.zeros(TILE, width, dtype=dtype, device=device)
 
     @property
     def kind(self) -> str:
@@ -178,6 +182,7 @@ class LinearFactory:
         chooser: KindChooser | None = None,
     ) -> None:
         self.dtype = dtype
+        self.device = device
         self.batch_invariant = batch_invariant
         self._kernels = kernels
         kinds: list[Any] = [PlainLinear]
@@ -193,7 +198,7 @@ class LinearFactory:
                 f"linear_kind={self._chooser.wanted!r} is not to be had here, with weights in {dtype} on this machine: "
                 f"use auto, measure, {', '.join(offered)}"
             )
-        self._quantized = [kind for kind in kernels.QUANTIZED_LINEARS if kind.available()]
+        self._quantized = [kind for kind in getattr(kernels, "QUANTIZED_LINEARS", ()) if kind.available()]
         self._choices: dict[tuple[int, int, bool], Any] = {}
         self._notes: dict[tuple[int, int, bool], str] = {}
 
@@ -217,7 +222,16 @@ class LinearFactory:
         self, weight: QuantizedWeight, bias: torch.Tensor | None = None, activation: str | None = None
     ) -> QuantizedProduct:
         """A product with a weight in few bits: the first kind that serves it. Sums of whole numbers are exact, so that
-        a row's result never depends on the rows beside it."""
+        a row's result never depends on the rows beside it.
+
+        Raises:
+            UnsupportedModelError: the backend has no products with weights in few bits.
+        """
+        if not self._quantized:
+            raise UnsupportedModelError(
+                f"weights in {weight.bits} bits cannot be computed with on {self.device} yet: use device='cpu', or a "
+                "checkpoint in full and quantization=None"
+            )
         kind = next(kind for kind in self._quantized if kind.serves(weight))
         made: QuantizedProduct = kind(weight, bias, activation)
         rows, inputs = weight.shape
@@ -249,7 +263,7 @@ class LinearFactory:
         return self._choices[key]
 
     def _tiled(self, inner: Linear, width: int) -> TiledLinear:
-        return TiledLinear(inner, width, self.dtype)
+        return TiledLinear(inner, width, self.dtype, self.device)
 
     def _prove(self, kinds: list[Any], weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[Any, str]:
         """The last kind whose rows are proved independent.
@@ -260,7 +274,7 @@ class LinearFactory:
         name, width = f"{weight.shape[0]}x{weight.shape[1]}", weight.shape[1]
         for kind in reversed(self._chooser.candidates(kinds)):
             tiled = self._tiled(kind(weight, bias), width)
-            if keeps_rows_apart(tiled.inner, width, self.dtype):
+            if keeps_rows_apart(tiled.inner, width, self.dtype, self.device):
                 return kind, f"linear {name}: {tiled.kind} (rows proved independent)"
         raise EngineError(
             f"batch_invariant=True cannot be honoured: on this machine a row of a {name} product in "
@@ -268,19 +282,19 @@ class LinearFactory:
         )
 
 
-def keeps_rows_apart(linear: Linear, width: int, dtype: torch.dtype) -> bool:
+def keeps_rows_apart(linear: Linear, width: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
     """Whether a row of a product of :data:`TILE` rows has the same bits at every place in the tile and beside any
     other rows."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(TILE, width, generator=generator).to(dtype)
+    x = torch.randn(TILE, width, generator=generator).to(device, dtype)
     whole = linear(x).clone()
     for shift in range(1, TILE):
         if not torch.equal(linear(x.roll(shift, 0)), whole.roll(shift, 0)):
             return False
     for kept in (0, 1, TILE // 2, TILE - 1):
-        other = torch.randn(TILE, width, generator=generator).to(dtype) * 100
+        other = torch.randn(TILE, width, generator=generator).to(device, dtype) * 100
         other[kept] = x[kept]
-        alone = torch.zeros(TILE, width, dtype=dtype)
+        alone = torch.zeros(TILE, width, dtype=dtype, device=device)
         alone[kept] = x[kept]
         if not (torch.equal(linear(other)[kept], whole[kept]) and torch.equal(linear(alone)[kept], whole[kept])):
             return False

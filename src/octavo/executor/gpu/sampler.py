@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from octavo.executor.gpu.edit_memory import EditMemory
 from octavo.executor.gpu.staging import stage
@@ -141,7 +142,7 @@ class DeviceSampler:
         """Whether what is drawn depends on the tokens before (penalties, bad words of several tokens)."""
         return bool(self._looks_back[slot])
 
-    def needs(self, slots: Sequence[int]) -> Needs:
+    def needs(self, slots: Sequence[int] | NDArray[np.int64]) -> Needs:
         """What rows want whose logits belong to these slots, in this order."""
         owners = np.asarray(slots, np.int64)
         counts = self._alternatives[owners]

@@ -1,0 +1,349 @@
+"""The executor that computes on a GPU, and lets nobody wait for it but :meth:`GpuExecutor.collect`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo import kernels as kernel_backends
+from octavo.config import EngineConfig
+from octavo.errors import EngineError
+from octavo.executor.backend import choose_backend
+from octavo.executor.gpu.accelerator import Accelerator, CudaAccelerator
+from octavo.executor.gpu.columns import ChunkColumns
+from octavo.executor.gpu.draws import Draws
+from octavo.executor.gpu.inputs import StepInputs
+from octavo.executor.gpu.prompt_scores import ScoredPrompt, score, scored_prompts
+from octavo.executor.gpu.readings import PlainReading, PlainResults, Reading
+from octavo.executor.gpu.results import Outbox, Parcel
+from octavo.executor.gpu.sampler import DeviceSampler, DrawRows, Needs
+from octavo.executor.gpu.state import DeviceSlots
+from octavo.executor.kv_memory import describe_kv, kv_layout
+from octavo.executor.memory_plan import MemoryPlan, plan_memory
+from octavo.executor.prefill_speed import prefill_speed
+from octavo.executor.step_costs import step_costs
+from octavo.executor.swap_space import SwapSpace, measure_bandwidth
+from octavo.hub import Progress, eos_token_ids
+from octavo.kernels.drawn import Drawn
+from octavo.model import Decoder, load_model
+from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult
+
+_HELD = ("_decoder", "_cache", "_kv", "_swap_space", "_sampler", "_slots", "_inputs", "_outbox", "_logits", "_outcome")
+"""What takes memory."""
+
+
+@dataclass(slots=True)
+class Step:
+    """A step under way."""
+
+    number: int
+    submitted: float  #: when, in seconds of the wall clock
+    parcel: Parcel | None = None  #: None: nothing is read back
+    reading: PlainReading | Reading | None = None
+
+
+class GpuExecutor:
+    """Runs plans on a GPU.
+
+    A step is queued and left to itself: its tokens feed the next one where they are, and come to the host on a stream
+    of their own. Steps in which every sequence draws one token run from captured graphs.
+
+    Args:
+        config: the engine's configuration.
+        folder: the model, in Hugging Face layout.
+        progress: called while weights are loaded, kernels compiled and graphs captured.
+        accelerator: the device [the current CUDA device].
+        kernels: the backend [as configured].
+
+    Raises:
+        ConfigError: the configuration and the memory, or the model, do not go together, or there is no GPU.
+        ModelError: the model cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        folder: Path,
+        progress: Progress | None = None,
+        accelerator: Accelerator | None = None,
+        kernels: ModuleType | None = None,
+    ) -> None:
+        self._accelerator = accelerator = accelerator or CudaAccelerator()
+        device = accelerator.device
+        self._kernels = kernels or kernel_backends.load(choose_backend(config).name)
+        self._decoder = load_model(
+            folder,
+            dtype=config.dtype,
+            device=device,
+            kernels=self._kernels,
+            batch_invariant=config.batch_invariant,
+            linear_kind=config.linear_kind,
+            quantization=config.quantization,
+            progress=progress,
+        )
+        self._kernels.warm_up(progress)
+        model, weights = self._decoder.config, self._decoder.weights_bytes
+        groups = model.layer_groups
+        layout = kv_layout(config, model, self._decoder.dtype)
+        self.memory_plan: MemoryPlan = plan_memory(
+            available_bytes=accelerator.memory().free + weights,
+            weights_bytes=weights,
+            page_bytes=layout.page_bytes,
+            model_max_len=model.context_length,
+            config=config,
+            groups=groups,
+        )
+        plan = self.memory_plan
+        kv_notes = (f"KV memory in {describe_kv(layout, self._decoder.dtype)}",) if layout.is_quantized else ()
+        self._cache = layout.allocate(plan.num_blocks + 1, device)  # the last one is where fillers write
+        self._kv = layout.view(self._cache)
+        self._swap_space = SwapSpace(plan.num_host_blocks, layout.page_bytes, device)
+        self._block_size, self._vocab_size = config.block_size, model.vocab_size
+        width = -(-plan.max_model_len // config.block_size)
+        self._slots = DeviceSlots(config.max_num_seqs, len(groups), width, plan.num_blocks, device)
+        rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+        self._max_tokens = config.max_num_batched_tokens
+        self._inputs = StepInputs(
+            accelerator, self._slots, config.block_size, rows, self._max_tokens, plan.max_model_len
+        )
+        self._decoder.reserve(self._max_tokens, plan.max_model_len)
+        # What captured steps leave behind. Samplers read logits of any dtype; a softcap wants float32.
+        wide = torch.float32 if model.logit_softcap else self._decoder.dtype
+        self._logits = torch.empty(rows, model.vocab_size, dtype=wide, device=device)
+        self._tokens = torch.zeros(rows, dtype=torch.int64, device=device)  # that were computed
+        self._outcome = torch.zeros(2, rows, dtype=torch.int64, device=device)  # their tokens, and what failed
+        self._logprobs = torch.zeros(rows, device=device)
+        self._failures = torch.zeros(rows, dtype=torch.int32, device=device)
+        self._sampler = DeviceSampler(self._kernels, config.max_num_seqs, model.vocab_size, device)
+        self._outbox = Outbox(accelerator)
+        self._plain = PlainResults()
+        self._collected = 0.0
+        self._closed = False
+        self._facts = ModelFacts(
+            num_blocks=plan.num_blocks,
+            max_model_len=plan.max_model_len,
+            vocab_size=model.vocab_size,
+            eos_token_ids=eos_token_ids(folder),
+            groups=groups,
+            page_bytes=layout.page_bytes,
+            flops_per_token=model.flops_per_token,
+            attention_flops=model.attention_flops,
+            depth=config.depth or 0,
+            notes=(*plan.notes, *kv_notes, *self._decoder.notes),
+        )
+        if plan.num_host_blocks and config.preemption == "auto":
+            self._facts = self._measured(config)
+        if config.speculative is not None and config.row_cost is None:
+            self._facts = self._priced(config)
+
+    def _measured(self, config: EngineConfig) -> ModelFacts:
+        """The facts, with what the choice between swapping and recomputing needs to know of this machine."""
+        link = config.link_bandwidth or measure_bandwidth(self._swap_space, self._cache)
+        speed = config.compute_speed or prefill_speed(self, config)
+        note = f"swapping at {link / 1e9:.1f} GB/s, recomputing at {speed / 1e9:,.0f} GFLOP/s"
+        return replace(self._facts, link_bandwidth=link, compute_speed=speed, notes=(*self._facts.notes, note))
+
+    def _priced(self, config: EngineConfig) -> ModelFacts:
+        """The facts, with what rows cost on this machine: how many guesses are made follows from it."""
+        costs = step_costs(self, config)
+        if not costs:
+            return self._facts
+        note = f"a step of {1 << len(costs) - 1} rows takes {costs[-1]:.2f} times as long as one of one"
+        return replace(self._facts, step_costs=costs, notes=(*self._facts.notes, note))
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The model and its memory."""
+        return self._facts
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model."""
+        return self._decoder
+
+    def submit(self, plan: StepPlan) -> Step:
+        """Queue a plan: release, swap_out, copies, swap_in, init, chunks. Returns while the device is at work.
+
+        Raises:
+            EngineError: the plan does not follow from the plans before it, or the executor is closed.
+        """
+        if self._closed:
+            raise EngineError("the executor is closed")
+        step = Step(plan.step, time.perf_counter())
+        with torch.inference_mode():
+            self._move(plan)
+            if plan.chunks:
+                step.parcel, step.reading = self._compute(plan)
+        return step
+
+    def collect(self, handle: Handle) -> StepResult:
+        """Wait for a submitted plan, and take what came of it. Its time counts from when it was submitted, or from when
+        the one before it was done."""
+        step = cast(Step, handle)
+        results: tuple[ChunkResult, ...] = ()
+        if step.parcel is not None and step.reading is not None:
+            with torch.inference_mode():
+                fetched = step.parcel.open()
+            results = step.reading.results(fetched)
+        began, self._collected = max(step.submitted, self._collected), time.perf_counter()
+        return StepResult(step.number, results, self._collected - began)
+
+    def close(self) -> None:
+        """Give the weights and the cache back; nothing can be submitted after."""
+        if not self._closed:
+            with torch.inference_mode():
+                self._accelerator.synchronize()
+        self._closed = True
+        for name in _HELD:
+            self.__dict__.pop(name, None)
+
+    def _move(self, plan: StepPlan) -> None:
+        for slot in plan.released:
+            self._slots.release(slot)
+            self._sampler.release(slot)
+        if plan.swap_out:
+            self._swap_space.swap_out(self._cache, plan.swap_out)
+        if plan.copies:
+            _, sources, targets = zip(*plan.copies, strict=True)
+            sources_, targets_ = self._inputs.send_moves(np.array(sources), np.array(targets))
+            self._kernels.copy_blocks(self._cache, sources_, targets_)
+        if plan.swap_in:
+            self._swap_space.swap_in(self._cache, plan.swap_in)
+        for init in plan.init:
+            self._slots.take(init)
+            self._sampler.take(init)
+
+    def _compute(self, plan: StepPlan) -> tuple[Parcel, PlainReading | Reading]:
+        if plan.num_tokens > self._max_tokens:
+            raise EngineError(f"a step of {plan.num_tokens} tokens: there is room for {self._max_tokens}")
+        columns = ChunkColumns.of(plan.chunks, self._slots, self._block_size)
+        if columns.draws_once and self._inputs.fits(columns):
+            return self._decode(columns)
+        return self._mixed(columns)
+
+    # -- steps in which each sequence draws one token ------------------------------------------------------------
+
+    def _decode(self, columns: ChunkColumns) -> tuple[Parcel, PlainReading | Reading]:
+        number = len(columns.chunks)
+        needs = self._sampler.needs(columns.slots)
+        self._inputs.send_decode(columns, number)
+        self._sampler.flush()
+        self._decode_step(number)
+        self._slots.sampled[columns.slots] = True
+        if needs.is_plain and not self._slots.reports[columns.slots].any():
+            # A copy, for the next step's tokens come to the same place, perhaps before these have left.
+            return self._outbox.post([self._outcome[:, :number].clone()]), PlainReading(self._plain, number)
+        return self._draw_again(columns, needs)
+
+    def _decode_step(self, size: int) -> None:
+        """A decode step of ``size`` rows, of which those that fill up compute on memory that is nobody's: from what was
+        sent last to ``_outcome``. It waits for nothing, and finds and leaves everything where it always is: what a
+        graph of this size captures."""
+        batch, rows = self._inputs.decode_batch(size), self._inputs.decode_rows(size)
+        self._tokens[:size].copy_(batch.token_ids)
+        self._decoder.forward(batch.token_ids, self._kv, batch.meta, out=self._logits[:size])
+        tokens, failures = self._outcome[:, :size]
+        drawn = Drawn(tokens, self._logprobs[:size], self._failures[:size])
+        self._sampler.draw(self._logits[:size], DrawRows(rows.slots, rows.indexes, rows.ends), drawn)
+        failures.copy_(drawn.failures)
+        self._slots.last_token.index_copy_(0, rows.owners, tokens)
+
+    def _draw_again(self, columns: ChunkColumns, needs: Needs) -> tuple[Parcel, Reading]:
+        """After a decode step some of whose sequences want more than a plain draw: all that they want."""
+        number, state = len(columns.chunks), self._slots
+        rows = self._inputs.decode_rows(number)
+        if needs.edited:
+            self._sampler.observe(self._tokens[:number], rows.slots, rows.positions)
+        draws = DrawRows(rows.slots, rows.indexes, rows.ends)
+        drawn = self._sampler.run(self._logits[:number], draws, needs)
+        state.last_token.index_copy_(0, rows.owners, drawn.tokens)
+        specs = tuple([state.spec[chunk.slot] for chunk in columns.chunks])
+        spans = tuple((row, row + 1) for row in range(number))
+        reading = Reading(columns.chunks, specs, spans, range(number), needs.reported, (False,) * number, False)
+        return self._outbox.post([each for each in drawn if each is not None]), reading
+
+    # -- any other step ------------------------------------------------------------------------------------------
+
+    def _mixed(self, columns: ChunkColumns) -> tuple[Parcel, Reading]:
+        state, sampler = self._slots, self._sampler
+        draws, prompts = Draws.of(columns, state), scored_prompts(columns, state)
+        specs = tuple([state.spec[chunk.slot] for chunk in columns.chunks])
+        single = tuple([bool(chunk.drafts) and sampler.looks_back(chunk.slot) for chunk in columns.chunks])
+        needs = sampler.needs(draws.owners[: draws.num_drawn])
+        arrays = [
+            np.concatenate([draws.rows, *(prompt.rows for prompt in prompts)]),
+            draws.owners,
+            draws.ends,
+            draws.sources,
+            draws.indexes,
+            draws.own,
+            _observed(columns),
+            *(prompt.tokens for prompt in prompts),
+        ]
+        batch, sent = self._inputs.send_mixed(columns, arrays)
+        if sampler.needs(columns.slots).edited:
+            sampler.observe(batch.token_ids, sent[6], batch.meta[0].positions)
+        hidden = self._decoder.hidden(batch.token_ids, self._kv, batch.meta, sent[0])
+        read = len(draws.rows)
+        tensors = self._draw(draws, needs, hidden[:read], sent, max((spec.top for spec in specs), default=0))
+        scores = self._score(prompts, hidden[read:], sent[7:])
+        reading = Reading(
+            columns.chunks,
+            specs,
+            draws.spans,
+            draws.sources.tolist(),
+            needs.reported,
+            single,
+            draws.num_beams > 0,
+            [(prompt, len(own)) for prompt, own in zip(prompts, scores, strict=True)],
+        )
+        return self._outbox.post([*tensors, *chain.from_iterable(scores)]), reading
+
+    def _draw(
+        self, draws: Draws, needs: Needs, hidden: torch.Tensor, sent: list[torch.Tensor], top: int
+    ) -> list[torch.Tensor]:
+        """Draw from rows after the last norm; a chunk's own token becomes its slot's last sample. What is to be sent to
+        the host, as :meth:`Reading.results` takes it."""
+        _, owners, ends, sources, indexes, own = sent[:6]
+        number = draws.num_drawn
+        tensors = [sources, sources, sources]  # empty
+        logits = self._decoder.logits(hidden)
+        if number:
+            slots = owners.index_select(0, sources)
+            rows = DrawRows(slots, indexes, ends.index_select(0, sources), None if draws.once else sources)
+            drawn = self._sampler.run(logits[:number], rows, needs)
+            if len(draws.own):
+                kept = drawn.tokens.index_select(0, own)
+                self._slots.last_token.index_copy_(0, slots.index_select(0, own), kept)
+            tensors = [each for each in drawn if each is not None]
+        if draws.num_beams:
+            tensors += self._sampler.search(logits[number:], owners[number:], ends[number:], min(top, self._vocab_size))
+        return tensors
+
+    def _score(
+        self, prompts: list[ScoredPrompt], hidden: torch.Tensor, tokens: list[torch.Tensor]
+    ) -> list[list[torch.Tensor]]:
+        found, begin = [], 0
+        for prompt, own in zip(prompts, tokens, strict=True):
+            rows = hidden[begin : begin + len(own)]
+            found.append(score(prompt, own, rows, self._decoder.logits, self._kernels, self._vocab_size))
+            begin += len(own)
+        return found
+
+
+def _observed(columns: ChunkColumns) -> NDArray[np.int64]:
+    """The slot of each token, -1 where it is a draft: nobody knows yet whether it will stand."""
+    slots = np.repeat(columns.slots, columns.counts)
+    if any(columns.drafts):
+        drafts = np.array(columns.drafts)
+        after = np.repeat(columns.query_start[1:] - drafts, columns.counts)
+        slots[np.arange(len(slots)) >= after] = -1
+    return slots

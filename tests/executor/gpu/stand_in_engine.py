@@ -1,0 +1,37 @@
+"""Engines whose executor runs on the stand-in for a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from executor.gpu.stand_in import StandIn
+
+from octavo import EngineConfig, LLMEngine
+from octavo.executor.gpu.executor import GpuExecutor
+from octavo.hub import resolve_model
+from octavo.kernels import load
+
+
+def stand_in_executor(config: EngineConfig, folder: Path, device: StandIn | None = None) -> GpuExecutor:
+    """The GPU's executor over the stand-in, with the reference kernels."""
+    device = device or StandIn()
+    return GpuExecutor(config, folder, accelerator=device, kernels=device.kernels(load("reference")))
+
+
+def stand_in_engine(config: EngineConfig, device: StandIn | None = None) -> LLMEngine:
+    """An engine over it."""
+    folder = resolve_model(config.model, config.revision, None)
+    return LLMEngine(config, executor=stand_in_executor(config, folder, device))
+
+
+def settings_of(**changes: Any) -> dict[str, Any]:
+    """Of engines whose results are compared bit by bit."""
+    return {
+        "dtype": "float32",
+        "kernels": "reference",
+        "block_size": 4,
+        "num_blocks": 400,
+        "batch_invariant": True,
+        "num_threads": 1,
+    } | changes
