@@ -84,3 +84,19 @@ WORKLOADS = {
         ),
     )
 }
+
+
+GPU_WORKLOADS = {
+    load.name: load
+    for load in (
+        Workload("one", "one stream, 512 tokens in, 256 out", (512,), (256,), "speed of both phases"),
+        Workload("many", "256 requests, 960 tokens in, 128 out", (960,) * 256, (128,) * 256, "speed of both phases"),
+        Workload(
+            "mixed",
+            "256 requests, 100-1,024 tokens in, 100-1,024 out (nano-vllm's workload)",
+            _lengths(256, 100, 1024, 0),
+            _lengths(256, 100, 1024, 1),
+            "output tokens",
+        ),
+    )
+}

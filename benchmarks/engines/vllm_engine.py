@@ -1,4 +1,4 @@
-"""vLLM on a CPU, as a benchmark runs it."""
+"""vLLM on a CPU or a GPU, as a benchmark runs it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def load(folder: str, options: dict[str, Any]) -> tuple[Callable[[dict[str, Any]
     import vllm
     from vllm import LLM, SamplingParams
 
+    on_gpu = {name: options[name] for name in ("gpu_memory_utilization", "max_num_batched_tokens") if name in options}
+    temperature = options.get("temperature", 0)
     engine = LLM(
         model=folder,
         dtype=options["dtype"],
@@ -26,12 +28,14 @@ def load(folder: str, options: dict[str, Any]) -> tuple[Callable[[dict[str, Any]
         max_model_len=options["max_model_len"],
         skip_tokenizer_init=True,
         enforce_eager=bool(options.get("eager", False)),
+        **on_gpu,
     )
 
     def run(workload: dict[str, Any]) -> dict[str, Any]:
         engine.reset_prefix_cache()
         params = [
-            SamplingParams(temperature=0, ignore_eos=True, max_tokens=n, detokenize=False) for n in workload["outputs"]
+            SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=n, detokenize=False)
+            for n in workload["outputs"]
         ]
         prompts = [{"prompt_token_ids": prompt} for prompt in workload["prompts"]]
         outputs = engine.generate(prompts, params, use_tqdm=False)
