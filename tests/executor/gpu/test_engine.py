@@ -171,3 +171,16 @@ def test_a_step_waits_for_nothing_but_its_collection(folder: Path, monkeypatch: 
         for step in range(1, 21):
             engine.step()
             assert waits == step
+
+
+def test_graphs_change_nothing(folder: Path) -> None:
+    """Batches of 1 to 5 rows, filled up to the sizes of graphs, and as they are."""
+    params = [SamplingParams(temperature=0.9, seed=i, max_tokens=8 + 5 * i, ignore_eos=True) for i in range(5)]
+    found = []
+    for graphs in (True, False):
+        device = StandIn()
+        engine = stand_in_engine(EngineConfig(model=str(folder), **settings_of(depth=1, cuda_graphs=graphs)), device)
+        found.append(run(engine, params))
+        assert (len(device.graphs) == 4) == graphs  # for 1, 2, 4 and 8 rows
+        assert all(graph.replays > 2 for graph in device.graphs)
+    assert found[0] == found[1]

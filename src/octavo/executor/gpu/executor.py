@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -20,24 +21,41 @@ from octavo.executor.backend import choose_backend
 from octavo.executor.gpu.accelerator import Accelerator, CudaAccelerator
 from octavo.executor.gpu.columns import ChunkColumns
 from octavo.executor.gpu.draws import Draws
+from octavo.executor.gpu.graphs import GraphLadder, ladder_sizes
 from octavo.executor.gpu.inputs import StepInputs
 from octavo.executor.gpu.prompt_scores import ScoredPrompt, score, scored_prompts
 from octavo.executor.gpu.readings import PlainReading, PlainResults, Reading
 from octavo.executor.gpu.results import Outbox, Parcel
 from octavo.executor.gpu.sampler import DeviceSampler, DrawRows, Needs
 from octavo.executor.gpu.state import DeviceSlots
+from octavo.executor.gpu.swap import PinnedSwapSpace
 from octavo.executor.kv_memory import describe_kv, kv_layout
 from octavo.executor.memory_plan import MemoryPlan, plan_memory
 from octavo.executor.prefill_speed import prefill_speed
 from octavo.executor.step_costs import step_costs
-from octavo.executor.swap_space import SwapSpace, measure_bandwidth
+from octavo.executor.swap_space import measure_bandwidth
 from octavo.hub import Progress, eos_token_ids
 from octavo.kernels.drawn import Drawn
 from octavo.model import Decoder, load_model
 from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult
 
-_HELD = ("_decoder", "_cache", "_kv", "_swap_space", "_sampler", "_slots", "_inputs", "_outbox", "_logits", "_outcome")
+_HELD = (
+    "_decoder",
+    "_cache",
+    "_kv",
+    "_swap_space",
+    "_sampler",
+    "_slots",
+    "_inputs",
+    "_outbox",
+    "_ladder",
+    "_logits",
+    "_outcome",
+)
 """What takes memory."""
+
+_GRAPHS_SHARE = 0.05
+"""Of the device's memory: what captured graphs may take."""
 
 
 @dataclass(slots=True)
@@ -105,7 +123,7 @@ class GpuExecutor:
         kv_notes = (f"KV memory in {describe_kv(layout, self._decoder.dtype)}",) if layout.is_quantized else ()
         self._cache = layout.allocate(plan.num_blocks + 1, device)  # the last one is where fillers write
         self._kv = layout.view(self._cache)
-        self._swap_space = SwapSpace(plan.num_host_blocks, layout.page_bytes, device)
+        self._swap_space = PinnedSwapSpace(accelerator, plan.num_host_blocks, layout.page_bytes)
         self._block_size, self._vocab_size = config.block_size, model.vocab_size
         width = -(-plan.max_model_len // config.block_size)
         self._slots = DeviceSlots(config.max_num_seqs, len(groups), width, plan.num_blocks, device)
@@ -124,6 +142,8 @@ class GpuExecutor:
         self._failures = torch.zeros(rows, dtype=torch.int32, device=device)
         self._sampler = DeviceSampler(self._kernels, config.max_num_seqs, model.vocab_size, device)
         self._outbox = Outbox(accelerator)
+        sizes = ladder_sizes(rows) if config.cuda_graphs else ()
+        self._ladder = GraphLadder(accelerator, sizes, int(accelerator.memory().total * _GRAPHS_SHARE))
         self._plain = PlainResults()
         self._collected = 0.0
         self._closed = False
@@ -213,6 +233,7 @@ class GpuExecutor:
             self._swap_space.swap_out(self._cache, plan.swap_out)
         if plan.copies:
             _, sources, targets = zip(*plan.copies, strict=True)
+            self._swap_space.before_writing(targets)
             sources_, targets_ = self._inputs.send_moves(np.array(sources), np.array(targets))
             self._kernels.copy_blocks(self._cache, sources_, targets_)
         if plan.swap_in:
@@ -225,6 +246,8 @@ class GpuExecutor:
         if plan.num_tokens > self._max_tokens:
             raise EngineError(f"a step of {plan.num_tokens} tokens: there is room for {self._max_tokens}")
         columns = ChunkColumns.of(plan.chunks, self._slots, self._block_size)
+        if self._swap_space.is_reading:
+            self._swap_space.before_writing(columns.blocks.tolist())
         if columns.draws_once and self._inputs.fits(columns):
             return self._decode(columns)
         return self._mixed(columns)
@@ -234,9 +257,10 @@ class GpuExecutor:
     def _decode(self, columns: ChunkColumns) -> tuple[Parcel, PlainReading | Reading]:
         number = len(columns.chunks)
         needs = self._sampler.needs(columns.slots)
-        self._inputs.send_decode(columns, number)
+        size = self._ladder.size_for(number)
+        self._inputs.send_decode(columns, size)
         self._sampler.flush()
-        self._decode_step(number)
+        self._ladder.run(size, partial(self._decode_step, size))
         self._slots.sampled[columns.slots] = True
         if needs.is_plain and not self._slots.reports[columns.slots].any():
             # A copy, for the next step's tokens come to the same place, perhaps before these have left.
