@@ -33,5 +33,6 @@ def settings_of(**changes: Any) -> dict[str, Any]:
         "block_size": 4,
         "num_blocks": 400,
         "batch_invariant": True,
+        "linear_kind": "plain",  # what graphs capture are operations on plain tensors
         "num_threads": 1,
     } | changes
