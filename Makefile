@@ -20,6 +20,8 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 QUIET := $(shell [ -t 2 ] || echo -q)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input $(QUIET) -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
+# The tests look at what this version makes of the kernels. No constraint: PyTorch's CUDA builds ask for one of their own.
+TRITON := triton==3.6.0
 
 demo: $(VENV)/.runtime
 	$(BIN)/octavo demo
@@ -39,6 +41,7 @@ $(VENV)/.runtime: $(NEEDS) | $(BIN)/python
 
 $(VENV)/.development: $(NEEDS) | $(BIN)/python
 	$(PIP) -e '.[test,lint]'
+	$(PIP) "$(TRITON); sys_platform == 'linux' and platform_machine == 'x86_64'"
 	@touch $(VENV)/.runtime $@
 
 PYTEST := $(BIN)/python -m pytest

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import pytest
 import torch
 from interpreter import install
 
@@ -14,3 +15,8 @@ collect_ignore_glob = ["*"] if found is None or found.origin is None else []
 if not collect_ignore_glob:
     install()
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """numpy warns of infinities and NaN, which kernels may make."""
+    config.addinivalue_line("filterwarnings", "ignore:::triton.runtime.interpreter")

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def install() -> None:
     _refuse_bfloat16_arithmetic(interpreter, builder)
     _mend_arithmetic(interpreter, builder)
     _guard_memory(interpreter, builder)
+    _patch_once(interpreter)
 
 
 def _is_bfloat16(handle: Any) -> bool:
@@ -101,6 +103,8 @@ def _refuse_bfloat16_arithmetic(interpreter: Any, builder: Any) -> None:
 
 
 def _mend_arithmetic(interpreter: Any, builder: Any) -> None:
+    import triton.language as tl
+
     dot = builder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
@@ -115,8 +119,16 @@ def _mend_arithmetic(interpreter: Any, builder: Any) -> None:
         exact = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data  # rounded once, as a fused one is
         return interpreter.TensorHandle(exact.astype(np.float32), z.dtype.scalar)
 
+    def comparing(function: Callable) -> Callable:
+        def compare(self: Any, lhs: Any, rhs: Any) -> Any:
+            return interpreter.TensorHandle(function(self, lhs, rhs).data, tl.int1)  # upstream's is of lhs's type
+
+        return compare
+
     fma = builder.create_fma
     builder.create_dot, builder.create_fma = create_dot, create_fma
+    for name in [name for name in dir(builder) if name.startswith(("create_icmp", "create_fcmp"))]:
+        setattr(builder, name, comparing(getattr(builder, name)))
     # those of a GPU that are not told to hand NaN on
     builder.create_maxnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmax)
     builder.create_minnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmin)
@@ -139,7 +151,7 @@ def _guard_memory(interpreter: Any, builder: Any) -> None:
     def check(what: str, pointers: Any, mask: Any) -> None:
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         addresses = np.broadcast_to(pointers.data, np.broadcast_shapes(pointers.data.shape, mask.data.shape))
-        active = addresses[np.broadcast_to(mask.data, addresses.shape)]
+        active = addresses[np.broadcast_to(mask.data.astype(bool), addresses.shape)]
         if not active.size:
             return
         index = np.searchsorted(starts, active, side="right") - 1
@@ -156,6 +168,32 @@ def _guard_memory(interpreter: Any, builder: Any) -> None:
 
     interpreter.GridExecutor._init_args_hst = prepared
     builder.create_masked_load, builder.create_masked_store = guarded_load, guarded_store
+
+
+def _patch_once(interpreter: Any) -> None:
+    """triton.language is turned into the interpreter's once a launch, not once more in each function it calls: that
+    takes most of a small kernel's time, and wraps what has been wrapped."""
+    import triton.language as tl
+
+    patch, everything = interpreter._patch_lang, SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+    is_patched = False
+
+    def patch_lang(function: Any) -> Any:
+        nonlocal is_patched
+        if is_patched:
+            return interpreter._LangPatchScope()
+        is_patched, scope = True, patch(everything)
+        restore = scope.restore
+
+        def restored() -> None:
+            nonlocal is_patched
+            is_patched = False
+            restore()
+
+        scope.restore = restored
+        return scope
+
+    interpreter._patch_lang = patch_lang
 
 
 @contextmanager

@@ -6,6 +6,17 @@ and architecture, so that nothing is tuned at run time and a launch in a CUDA gr
 
 from __future__ import annotations
 
+from octavo.kernels.triton.activation import gelu_and_mul, silu_and_mul
+from octavo.kernels.triton.cache import write_kv
 from octavo.kernels.triton.norm import add_rms_norm, rms_norm
+from octavo.kernels.triton.rotary import rotary_embedding, rotate_and_write
 
-__all__ = ["add_rms_norm", "rms_norm"]
+__all__ = [
+    "add_rms_norm",
+    "gelu_and_mul",
+    "rms_norm",
+    "rotary_embedding",
+    "rotate_and_write",
+    "silu_and_mul",
+    "write_kv",
+]
