@@ -28,6 +28,7 @@ class MemoryPlan:
     num_blocks: int
     max_model_len: int  #: tokens of context served
     num_host_blocks: int = 0  #: pages of swap space
+    working_bytes: int = 0  #: on a GPU: what the largest step, graphs and buffers take beside weights and pool
     notes: tuple[str, ...] = ()  #: what was cut, and why; one line each
 
     @property
@@ -105,40 +106,111 @@ def plan_memory(
             memory or smaller than one block for each group; an explicit ``max_model_len`` exceeds the model's, or what
             the pool holds.
     """
-    size, per_step = config.block_size, len(groups)
-    stride = config.max_num_batched_tokens * ((config.depth or 0) + 1)
-    wanted = model_max_len if config.max_model_len is None else config.max_model_len
-    if wanted > model_max_len:
-        raise ConfigError(
-            f"max_model_len={wanted} exceeds the model's own {model_max_len} positions: lower it, or leave it out"
-        )
+    wanted_context(config, model_max_len)
     free = available_bytes - weights_bytes
-    if free < page_bytes * per_step:
+    if free < page_bytes * len(groups):
         raise ConfigError(
-            f"the weights take {_size(weights_bytes)} and {_size(available_bytes)} of memory is free, which leaves no "
-            "room for one KV block: free some memory, or choose a smaller model or dtype"
+            f"the weights take {size_in_words(weights_bytes)} and {size_in_words(available_bytes)} of memory is free, "
+            "which leaves no room for one KV block: free some memory, or choose a smaller model or dtype"
         )
     num_host_blocks = host_blocks(config.swap_space, page_bytes)
     free -= num_host_blocks * page_bytes
-    if free < page_bytes * per_step:
+    if free < page_bytes * len(groups):
         raise ConfigError(
             f"swap_space={config.swap_space} GiB leaves no room for the KV memory itself: "
-            f"{_size(available_bytes - weights_bytes)} is free after the weights; lower it"
+            f"{size_in_words(available_bytes - weights_bytes)} is free after the weights; lower it"
         )
-    after = "the weights and the swap space" if num_host_blocks else "the weights"
+    pool = fit_pool(
+        Room(
+            free,
+            int(free * config.memory_utilization),
+            after="the weights and the swap space" if num_host_blocks else "the weights",
+            remedy="raise memory_utilization or free some memory",
+        ),
+        page_bytes=page_bytes,
+        model_max_len=model_max_len,
+        config=config,
+        groups=groups,
+    )
+    return MemoryPlan(
+        available_bytes=available_bytes,
+        weights_bytes=weights_bytes,
+        page_bytes=page_bytes,
+        block_size=config.block_size,
+        groups=tuple(groups),
+        stride=stride_of(config),
+        num_blocks=pool.num_blocks,
+        max_model_len=pool.max_model_len,
+        num_host_blocks=num_host_blocks,
+        notes=pool.notes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Memory that a pool can be made in, in bytes, and how an error speaks of it."""
+
+    free_bytes: int  #: an explicit ``num_blocks`` must fit in here
+    usual_bytes: int  #: of it, what a pool takes by itself
+    after: str  #: beside what this is free
+    remedy: str  #: what makes more of it
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool that fits, and what it serves."""
+
+    num_blocks: int
+    max_model_len: int
+    notes: tuple[str, ...]
+
+
+def stride_of(config: EngineConfig) -> int:
+    """The most tokens of a sequence that are planned and not yet committed (a ``depth`` of None counts as 0)."""
+    return config.max_num_batched_tokens * ((config.depth or 0) + 1)
+
+
+def wanted_context(config: EngineConfig, model_max_len: int) -> int:
+    """Tokens of context to serve if memory allows.
+
+    Raises:
+        ConfigError: more than the model's own are asked for.
+    """
+    if config.max_model_len is None:
+        return model_max_len
+    if config.max_model_len > model_max_len:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len} exceeds the model's own {model_max_len} positions: lower it, or "
+            "leave it out"
+        )
+    return config.max_model_len
+
+
+def fit_pool(
+    room: Room, *, page_bytes: int, model_max_len: int, config: EngineConfig, groups: Sequence[LayerGroup]
+) -> Pool:
+    """Choose the number of blocks for a room that holds one block for each group at least, and the context served from
+    them.
+
+    Raises:
+        ConfigError: an explicit ``num_blocks`` or ``max_model_len`` does not go with the room.
+    """
+    size, per_step, stride = config.block_size, len(groups), stride_of(config)
+    wanted = wanted_context(config, model_max_len)
     notes: list[str] = []
     if config.num_blocks is not None:
         num_blocks = config.num_blocks
-        if num_blocks * page_bytes > free:
+        if num_blocks * page_bytes > room.free_bytes:
             raise ConfigError(
-                f"num_blocks={num_blocks} takes {_size(num_blocks * page_bytes)} and {_size(free)} is free after "
-                f"{after}: lower it to {free // page_bytes} or less, or leave it out"
+                f"num_blocks={num_blocks} takes {size_in_words(num_blocks * page_bytes)} and "
+                f"{size_in_words(room.free_bytes)} is free after {room.after}: lower it to "
+                f"{room.free_bytes // page_bytes} or less, or leave it out"
             )
         if num_blocks < per_step:
             raise ConfigError(f"num_blocks={num_blocks} is less than one block for each of {per_step} layer groups")
     else:
         useful = config.max_num_seqs * blocks_for(wanted, size, groups, stride)
-        num_blocks = max(min(int(free * config.memory_utilization) // page_bytes, useful), per_step)
+        num_blocks = max(min(room.usual_bytes // page_bytes, useful), per_step)
     served = longest_context(num_blocks, wanted, size, groups, stride)
     if served < wanted:
         if config.max_model_len is not None:
@@ -146,7 +218,7 @@ def plan_memory(
             remedy = (
                 f"raise num_blocks to {need}"
                 if config.num_blocks is not None
-                else f"{_size(need * page_bytes)} is needed: raise memory_utilization or free some memory"
+                else f"{size_in_words(need * page_bytes)} is needed: {room.remedy}"
             )
             raise ConfigError(
                 f"max_model_len={wanted} cannot be served: the pool of {num_blocks} blocks holds {served} tokens; "
@@ -157,21 +229,11 @@ def plan_memory(
         raise ConfigError(
             f"the pool of {num_blocks} blocks holds {served} token, too few to continue a prompt: raise num_blocks"
         )
-    return MemoryPlan(
-        available_bytes=available_bytes,
-        weights_bytes=weights_bytes,
-        page_bytes=page_bytes,
-        block_size=size,
-        groups=tuple(groups),
-        stride=stride,
-        num_blocks=num_blocks,
-        max_model_len=served,
-        num_host_blocks=num_host_blocks,
-        notes=tuple(notes),
-    )
+    return Pool(num_blocks, served, tuple(notes))
 
 
-def _size(count: int) -> str:
+def size_in_words(count: int) -> str:
+    """Bytes in the unit that suits them."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(count) >= scale:
             return f"{count / scale:.1f} {unit}"

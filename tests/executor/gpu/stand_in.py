@@ -205,7 +205,8 @@ class _Tape(TorchDispatchMode):
 
 
 def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor)
+    """With memory to look at: packed weights are opaque, and nobody writes to them."""
+    return isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
 
 
 class StandIn:

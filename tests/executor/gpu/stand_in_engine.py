@@ -32,6 +32,8 @@ def settings_of(**changes: Any) -> dict[str, Any]:
         "kernels": "reference",
         "block_size": 4,
         "num_blocks": 400,
+        "max_num_seqs": 24,
+        "max_num_batched_tokens": 96,  # so much is tried at every start
         "batch_invariant": True,
         "linear_kind": "plain",  # what graphs capture are operations on plain tensors
         "num_threads": 1,

@@ -180,7 +180,8 @@ def test_graphs_change_nothing(folder: Path) -> None:
     for graphs in (True, False):
         device = StandIn()
         engine = stand_in_engine(EngineConfig(model=str(folder), **settings_of(depth=1, cuda_graphs=graphs)), device)
+        tried = len(device.graphs)
         found.append(run(engine, params))
-        assert (len(device.graphs) == 4) == graphs  # for 1, 2, 4 and 8 rows
-        assert all(graph.replays > 2 for graph in device.graphs)
+        assert (len(device.graphs) - tried == 4) == graphs  # for 1, 2, 4 and 8 rows
+        assert all(graph.replays > 2 for graph in device.graphs[tried:])
     assert found[0] == found[1]

@@ -23,6 +23,7 @@ from octavo.executor.gpu.columns import ChunkColumns
 from octavo.executor.gpu.draws import Draws
 from octavo.executor.gpu.graphs import GraphLadder, ladder_sizes
 from octavo.executor.gpu.inputs import StepInputs
+from octavo.executor.gpu.memory import Profile, first_pool, fitting, plan_gpu_memory, profile
 from octavo.executor.gpu.prompt_scores import ScoredPrompt, score, scored_prompts
 from octavo.executor.gpu.readings import PlainReading, PlainResults, Reading
 from octavo.executor.gpu.results import Outbox, Parcel
@@ -30,7 +31,8 @@ from octavo.executor.gpu.sampler import DeviceSampler, DrawRows, Needs
 from octavo.executor.gpu.state import DeviceSlots
 from octavo.executor.gpu.swap import PinnedSwapSpace
 from octavo.executor.kv_memory import describe_kv, kv_layout
-from octavo.executor.memory_plan import MemoryPlan, plan_memory
+from octavo.executor.machine import memory
+from octavo.executor.memory_plan import MemoryPlan
 from octavo.executor.prefill_speed import prefill_speed
 from octavo.executor.step_costs import step_costs
 from octavo.executor.swap_space import measure_bandwidth
@@ -39,23 +41,11 @@ from octavo.kernels.drawn import Drawn
 from octavo.model import Decoder, load_model
 from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult
 
-_HELD = (
-    "_decoder",
-    "_cache",
-    "_kv",
-    "_swap_space",
-    "_sampler",
-    "_slots",
-    "_inputs",
-    "_outbox",
-    "_ladder",
-    "_logits",
-    "_outcome",
+_BUILT = (
+    *("_ladder", "_cache", "_kv", "_swap_space", "_slots", "_inputs", "_logits", "_tokens", "_outcome", "_logprobs"),
+    *("_failures", "_sampler"),
 )
-"""What takes memory."""
-
-_GRAPHS_SHARE = 0.05
-"""Of the device's memory: what captured graphs may take."""
+"""What is made once for a trial and then to last."""
 
 
 @dataclass(slots=True)
@@ -97,72 +87,110 @@ class GpuExecutor:
         self._accelerator = accelerator = accelerator or CudaAccelerator()
         device = accelerator.device
         self._kernels = kernels or kernel_backends.load(choose_backend(config).name)
-        self._decoder = load_model(
-            folder,
-            dtype=config.dtype,
-            device=device,
-            kernels=self._kernels,
-            batch_invariant=config.batch_invariant,
-            linear_kind=config.linear_kind,
-            quantization=config.quantization,
-            progress=progress,
+        self._decoder = fitting(
+            accelerator,
+            "hold the model's weights",
+            "choose a smaller model or dtype",
+            lambda: load_model(
+                folder,
+                dtype=config.dtype,
+                device=device,
+                kernels=self._kernels,
+                batch_invariant=config.batch_invariant,
+                linear_kind=config.linear_kind,
+                quantization=config.quantization,
+                progress=progress,
+            ),
         )
         self._kernels.warm_up(progress)
-        model, weights = self._decoder.config, self._decoder.weights_bytes
-        groups = model.layer_groups
-        layout = kv_layout(config, model, self._decoder.dtype)
-        self.memory_plan: MemoryPlan = plan_memory(
-            available_bytes=accelerator.memory().free + weights,
-            weights_bytes=weights,
-            page_bytes=layout.page_bytes,
-            model_max_len=model.context_length,
+        model, self._block_size = self._decoder.config, config.block_size
+        self._layout = kv_layout(config, model, self._decoder.dtype)
+        self._vocab_size, self._max_tokens = model.vocab_size, config.max_num_batched_tokens
+        self._outbox = Outbox(accelerator)
+        self._plain = PlainResults()
+        self._collected = 0.0
+        self._closed = False
+        self._facts = ModelFacts(
+            num_blocks=0,
+            max_model_len=0,
+            vocab_size=model.vocab_size,
+            eos_token_ids=eos_token_ids(folder),
+            groups=model.layer_groups,
+            page_bytes=self._layout.page_bytes,
+            flops_per_token=model.flops_per_token,
+            attention_flops=model.attention_flops,
+            depth=config.depth or 0,
+        )
+        self.memory_plan = self._planned(config, progress)
+        self._furnish(config, self.memory_plan)
+        if self.memory_plan.num_host_blocks and config.preemption == "auto":
+            self._facts = self._measured(config)
+        if config.speculative is not None and config.row_cost is None:
+            self._facts = self._priced(config)
+
+    def _planned(self, config: EngineConfig, progress: Progress | None) -> MemoryPlan:
+        """Measure on a few blocks what everything but the pool takes, and plan the pool."""
+        accelerator, model, page_bytes = self._accelerator, self._decoder.config, self._layout.page_bytes
+        groups, length = model.layer_groups, model.context_length
+        num_blocks, context = first_pool(config, groups, length)
+        if progress is not None:
+            progress("measuring the largest step", 0, 0)
+        remedy = f"lower max_num_batched_tokens={config.max_num_batched_tokens} or max_num_seqs={config.max_num_seqs}"
+
+        def measure() -> Profile:
+            self._build(config, num_blocks, context, 0, accelerator.memory().total)
+            return profile(self, accelerator, self._ladder, config, (num_blocks + 1) * page_bytes)
+
+        found = fitting(accelerator, "compute the largest step", remedy, measure)
+        self._clear(_BUILT)
+        accelerator.memory()  # gives back to the system what is free now
+        self._graph_bytes = found.graph_bytes
+        return plan_gpu_memory(
+            found,
+            weights_bytes=self._decoder.weights_bytes,
+            page_bytes=page_bytes,
+            model_max_len=length,
             config=config,
             groups=groups,
+            host_bytes=memory()[1],
         )
-        plan = self.memory_plan
-        kv_notes = (f"KV memory in {describe_kv(layout, self._decoder.dtype)}",) if layout.is_quantized else ()
-        self._cache = layout.allocate(plan.num_blocks + 1, device)  # the last one is where fillers write
+
+    def _furnish(self, config: EngineConfig, plan: MemoryPlan) -> None:
+        """Make all that lasts, as planned."""
+        fitting(
+            self._accelerator,
+            f"hold a pool of {plan.num_blocks} blocks",
+            "lower gpu_memory_utilization or num_blocks",
+            lambda: self._build(config, plan.num_blocks, plan.max_model_len, plan.num_host_blocks, self._graph_bytes),
+        )
+        dtype = self._decoder.dtype
+        kv_notes = (f"KV memory in {describe_kv(self._layout, dtype)}",) if self._layout.is_quantized else ()
+        self._facts = replace(self._facts, notes=(*plan.notes, *kv_notes, *self._decoder.notes))
+
+    def _build(
+        self, config: EngineConfig, num_blocks: int, max_model_len: int, num_host_blocks: int, graph_bytes: int
+    ) -> None:
+        """The pool, and all whose size depends on it or on the largest batch."""
+        accelerator, decoder, model = self._accelerator, self._decoder, self._decoder.config
+        device, layout, groups = accelerator.device, self._layout, model.layer_groups
+        self._cache = layout.allocate(num_blocks + 1, device)  # the last one is where fillers write
         self._kv = layout.view(self._cache)
-        self._swap_space = PinnedSwapSpace(accelerator, plan.num_host_blocks, layout.page_bytes)
-        self._block_size, self._vocab_size = config.block_size, model.vocab_size
-        width = -(-plan.max_model_len // config.block_size)
-        self._slots = DeviceSlots(config.max_num_seqs, len(groups), width, plan.num_blocks, device)
-        rows = min(config.max_num_seqs, config.max_num_batched_tokens)
-        self._max_tokens = config.max_num_batched_tokens
-        self._inputs = StepInputs(
-            accelerator, self._slots, config.block_size, rows, self._max_tokens, plan.max_model_len
-        )
-        self._decoder.reserve(self._max_tokens, plan.max_model_len)
+        self._swap_space = PinnedSwapSpace(accelerator, num_host_blocks, layout.page_bytes)
+        width = -(-max_model_len // config.block_size)
+        self._slots = DeviceSlots(config.max_num_seqs, len(groups), width, num_blocks, device)
+        rows = min(config.max_num_seqs, self._max_tokens)
+        self._inputs = StepInputs(accelerator, self._slots, config.block_size, rows, self._max_tokens, max_model_len)
+        decoder.reserve(self._max_tokens, max_model_len)
         # What captured steps leave behind. Samplers read logits of any dtype; a softcap wants float32.
-        wide = torch.float32 if model.logit_softcap else self._decoder.dtype
+        wide = torch.float32 if model.logit_softcap else decoder.dtype
         self._logits = torch.empty(rows, model.vocab_size, dtype=wide, device=device)
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=device)  # that were computed
         self._outcome = torch.zeros(2, rows, dtype=torch.int64, device=device)  # their tokens, and what failed
         self._logprobs = torch.zeros(rows, device=device)
         self._failures = torch.zeros(rows, dtype=torch.int32, device=device)
         self._sampler = DeviceSampler(self._kernels, config.max_num_seqs, model.vocab_size, device)
-        self._outbox = Outbox(accelerator)
-        sizes = ladder_sizes(rows) if config.cuda_graphs else ()
-        self._ladder = GraphLadder(accelerator, sizes, int(accelerator.memory().total * _GRAPHS_SHARE))
-        self._plain = PlainResults()
-        self._collected = 0.0
-        self._closed = False
-        self._facts = ModelFacts(
-            num_blocks=plan.num_blocks,
-            max_model_len=plan.max_model_len,
-            vocab_size=model.vocab_size,
-            eos_token_ids=eos_token_ids(folder),
-            groups=groups,
-            page_bytes=layout.page_bytes,
-            flops_per_token=model.flops_per_token,
-            attention_flops=model.attention_flops,
-            depth=config.depth or 0,
-            notes=(*plan.notes, *kv_notes, *self._decoder.notes),
-        )
-        if plan.num_host_blocks and config.preemption == "auto":
-            self._facts = self._measured(config)
-        if config.speculative is not None and config.row_cost is None:
-            self._facts = self._priced(config)
+        self._ladder = GraphLadder(accelerator, ladder_sizes(rows) if config.cuda_graphs else (), graph_bytes)
+        self._facts = replace(self._facts, num_blocks=num_blocks, max_model_len=max_model_len)
 
     def _measured(self, config: EngineConfig) -> ModelFacts:
         """The facts, with what the choice between swapping and recomputing needs to know of this machine."""
@@ -222,7 +250,10 @@ class GpuExecutor:
             with torch.inference_mode():
                 self._accelerator.synchronize()
         self._closed = True
-        for name in _HELD:
+        self._clear((*_BUILT, "_decoder", "_outbox"))
+
+    def _clear(self, names: tuple[str, ...]) -> None:
+        for name in names:
             self.__dict__.pop(name, None)
 
     def _move(self, plan: StepPlan) -> None:

@@ -49,15 +49,19 @@ class GraphLadder:
         self._budget = budget_bytes
         self._graphs: dict[int, Graph] = {}
         self._pool: object = None
-        self._largest = 0  # of the captures so far, in bytes
         self._is_full = False
-        self.taken_bytes = 0  #: by the graphs there are, as measured
+        self.bytes_of: dict[int, int] = {}  #: what capturing each size took, as measured
         self.notes: list[str] = []  #: what did not go as it should, a line each, for a person
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Of the batches that are captured, or will be."""
         return tuple(sorted(self._graphs)) if self._is_full else self._sizes
+
+    @property
+    def taken_bytes(self) -> int:
+        """What the graphs there are took."""
+        return sum(self.bytes_of[size] for size in self._graphs)
 
     @property
     def captured(self) -> tuple[int, ...]:
@@ -85,20 +89,30 @@ class GraphLadder:
     def free(self) -> int:
         """Give the graphs' memory back; they are captured anew when they are needed again. Returns how many."""
         number = len(self._graphs)
+        if number:
+            self._accelerator.synchronize()  # one may be under way
         self._graphs.clear()
         self._pool = None  # PyTorch takes no pool again whose graphs are gone
-        self.taken_bytes = 0
         self._is_full = False
         return number
 
+    def shorten(self, why: str) -> None:
+        """Free the graphs, and go on with every other rung of the ladder, the largest among them; none after the
+        last."""
+        self.free()
+        kept = self._sizes[::-1][::2][::-1] if len(self._sizes) > 1 else ()
+        left = f"graphs for {len(kept)} batch sizes in place of {len(self._sizes)}" if kept else "no more graphs"
+        self._note(f"{why}: {left}")
+        self._sizes = kept
+
     def _capture(self, size: int, work: Callable[[], object]) -> None:
-        if self.taken_bytes + self._largest > self._budget:
+        if self.taken_bytes + max(self.bytes_of.values(), default=0) > self._budget:
             self._fill(f"graph memory is used up ({self.taken_bytes >> 20} of {self._budget >> 20} MiB)")
             return
         if self._pool is None:
             self._pool = self._accelerator.new_pool()
         began, free = time.perf_counter(), self._accelerator.memory().free
-        failure = ""
+        failure = None
         try:
             self._graphs[size] = self._accelerator.capture(work, self._pool)
         except Exception as error:
@@ -106,12 +120,10 @@ class GraphLadder:
                 self._give_up(f"a decode step of {size} rows could not be captured: {error}")
                 return
             failure = str(error)
-        if failure:  # out here nothing holds on to what was half captured
-            self._shorten(size, failure)
+        if failure is not None:  # out here nothing holds on to what was half captured
+            self.shorten(f"out of memory capturing a decode step of {size} rows ({failure})")
             return
-        taken = max(0, free - self._accelerator.memory().free)
-        self._largest = max(self._largest, taken)
-        self.taken_bytes += taken
+        taken = self.bytes_of[size] = max(0, free - self._accelerator.memory().free)
         logger.info(
             "captured a decode step of %d rows in %.2f s: %.1f MiB (%d of %d sizes)",
             size,
@@ -124,16 +136,6 @@ class GraphLadder:
     def _fill(self, why: str) -> None:
         self._is_full = True
         self._note(f"{why}: decode steps run in batches of {', '.join(map(str, self.captured)) or 'no captured size'}")
-
-    def _shorten(self, size: int, failure: str) -> None:
-        """A ladder of half the rungs, the largest among them."""
-        self.free()
-        kept = self._sizes[::-1][::2][::-1] if len(self._sizes) > 1 else ()
-        self._note(
-            f"out of memory capturing a decode step of {size} rows ({failure}): "
-            + (f"graphs for {len(kept)} batch sizes in place of {len(self._sizes)}" if kept else "no more graphs")
-        )
-        self._sizes = kept
 
     def _give_up(self, why: str) -> None:
         self.free()
