@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from octavo.kernels.triton.activation import gelu_and_mul, silu_and_mul
 from octavo.kernels.triton.cache import write_kv
+from octavo.kernels.triton.edits import edit_logits
+from octavo.kernels.triton.logprobs import log_softmax_gather, top_logprobs
 from octavo.kernels.triton.norm import add_rms_norm, rms_norm
 from octavo.kernels.triton.rotary import rotary_embedding, rotate_and_write
+from octavo.kernels.triton.sampling import draw, sample
 
 __all__ = [
     "add_rms_norm",
+    "draw",
+    "edit_logits",
     "gelu_and_mul",
+    "log_softmax_gather",
     "rms_norm",
     "rotary_embedding",
     "rotate_and_write",
+    "sample",
     "silu_and_mul",
+    "top_logprobs",
     "write_kv",
 ]
