@@ -15,9 +15,11 @@ int8 a :class:`QuantizedKv`. Outputs are written to ``out``, which the caller pr
 - ``paged_attention(q [T, HQ, D], kv, layer, meta, scale, out [T, HQ, D], window=None, softcap=0.0, sinks=None,
   batch_invariant=False)``: causal; ``window`` w: a token sees itself and the w - 1 before it; ``softcap`` c: scores
   become c tanh(score / c); ``sinks`` [HQ]: one more logit in each head's softmax denominator. Reads K and V straight
-  from blocks. A row's result never depends on the other sequences of the batch; with ``batch_invariant`` it does not
-  depend either on how many rows its own sequence brought (bit-equal whether prefilled, chunked or decoded). Where
-  keys and values are int8, a token's own are read back quantised too: nothing depends on what came in one chunk.
+  from blocks. A row's result never depends on the other sequences of the batch (on ``triton`` the last bit may: they
+  decide how a context is cut); with ``batch_invariant`` it does not, there either, nor on how many rows its own
+  sequence brought (bit-equal whether prefilled, chunked or decoded). Where keys and values are int8, a token's own are
+  read back quantised too: nothing depends on what came in one chunk. A ``context_len`` of 0 is a row that fills up a
+  captured batch, on ``triton``: it brings one row, which becomes zeros.
 - ``copy_blocks(cache [num_blocks, page_bytes] uint8, sources [N] int64, targets [N] int64)``: pairs are applied in
   order, each after the one before it is done
 - ``fused_attention(qkv [T, (HQ + 2 HK) D], q_norm [D] | None, k_norm [D] | None, eps, cos_sin, kv, layer, meta, scale,

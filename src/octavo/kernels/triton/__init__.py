@@ -7,6 +7,7 @@ and architecture, so that nothing is tuned at run time and a launch in a CUDA gr
 from __future__ import annotations
 
 from octavo.kernels.triton.activation import gelu_and_mul, silu_and_mul
+from octavo.kernels.triton.attention import fused_attention, paged_attention
 from octavo.kernels.triton.cache import write_kv
 from octavo.kernels.triton.edits import edit_logits
 from octavo.kernels.triton.logprobs import log_softmax_gather, top_logprobs
@@ -18,8 +19,10 @@ __all__ = [
     "add_rms_norm",
     "draw",
     "edit_logits",
+    "fused_attention",
     "gelu_and_mul",
     "log_softmax_gather",
+    "paged_attention",
     "rms_norm",
     "rotary_embedding",
     "rotate_and_write",
