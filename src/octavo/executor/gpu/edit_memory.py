@@ -50,7 +50,7 @@ class EditMemory:
         self._bias: torch.Tensor | None = None  # float32 [E, V]
         self._tally: torch.Tensor | None = None  # int32 [E, V]: see edit_logits
         self._penalties = torch.zeros(0, 3, device=device)
-        self._known = self._ids(0)  # positions below it are in the tally since the slot was taken
+        self._known = self._ids(0)  # positions below it are in the tally
         self._least = self._ids(0)  # the first position at which a stop id may stand
         self._stop_ids = self._ids(0, 0)
         self._prefixes = self._ids(0, 0, 0)  # of longer bad words, the last token first
@@ -100,6 +100,8 @@ class EditMemory:
         width = self._recent.shape[1]
         place = torch.where(fresh, at, self._recent.shape[0] - 1) * width + positions % width
         self._recent.view(-1).index_copy_(0, place, tokens)
+        # So that a step which is done again, for want of memory the first time, tells nothing twice.
+        self._known.scatter_reduce_(0, at, torch.where(fresh, positions + 1, 0), "amax")
 
     def edit(self, logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The logits to draw from: float32 [R, V], new memory.

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from octavo.executor.gpu.columns import ChunkColumns
 from octavo.executor.gpu.draws import Draws
 from octavo.executor.gpu.graphs import GraphLadder, ladder_sizes
 from octavo.executor.gpu.inputs import StepInputs
-from octavo.executor.gpu.memory import Profile, first_pool, fitting, plan_gpu_memory, profile
+from octavo.executor.gpu.memory import Profile, first_pool, fitting, plan_gpu_memory, profile, too_small
+from octavo.executor.gpu.parts import NothingRead, halves, joined
 from octavo.executor.gpu.prompt_scores import ScoredPrompt, score, scored_prompts
 from octavo.executor.gpu.readings import PlainReading, PlainResults, Reading
+from octavo.executor.gpu.relief import MemoryRelief
 from octavo.executor.gpu.results import Outbox, Parcel
 from octavo.executor.gpu.sampler import DeviceSampler, DrawRows, Needs
 from octavo.executor.gpu.state import DeviceSlots
@@ -39,11 +41,11 @@ from octavo.executor.swap_space import measure_bandwidth
 from octavo.hub import Progress, eos_token_ids
 from octavo.kernels.drawn import Drawn
 from octavo.model import Decoder, load_model
-from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult
+from octavo.plan import Chunk, ChunkResult, Handle, ModelFacts, StepPlan, StepResult
 
 _BUILT = (
     *("_ladder", "_cache", "_kv", "_swap_space", "_slots", "_inputs", "_logits", "_tokens", "_outcome", "_logprobs"),
-    *("_failures", "_sampler"),
+    *("_failures", "_sampler", "_relief"),
 )
 """What is made once for a trial and then to last."""
 
@@ -54,8 +56,19 @@ class Step:
 
     number: int
     submitted: float  #: when, in seconds of the wall clock
-    parcel: Parcel | None = None  #: None: nothing is read back
-    reading: PlainReading | Reading | None = None
+    parts: tuple[Part, ...] = ()  #: one, but where memory ran out
+
+
+class Part(NamedTuple):
+    """What a part of a step will bring."""
+
+    chunks: tuple[Chunk, ...]
+    parcel: Parcel | None  #: None: nothing is read back
+    reading: PlainReading | Reading | NothingRead
+
+    def results(self) -> tuple[ChunkResult, ...]:
+        """Wait for it; one for each chunk."""
+        return self.reading.results([] if self.parcel is None else self.parcel.open())
 
 
 class GpuExecutor:
@@ -142,6 +155,8 @@ class GpuExecutor:
             return profile(self, accelerator, self._ladder, config, (num_blocks + 1) * page_bytes)
 
         found = fitting(accelerator, "compute the largest step", remedy, measure)
+        if self._relief.reason is not None:
+            raise too_small(accelerator, "compute the largest step", remedy, self._relief.reason)
         self._clear(_BUILT)
         accelerator.memory()  # gives back to the system what is free now
         self._graph_bytes = found.graph_bytes
@@ -190,6 +205,7 @@ class GpuExecutor:
         self._failures = torch.zeros(rows, dtype=torch.int32, device=device)
         self._sampler = DeviceSampler(self._kernels, config.max_num_seqs, model.vocab_size, device)
         self._ladder = GraphLadder(accelerator, ladder_sizes(rows) if config.cuda_graphs else (), graph_bytes)
+        self._relief = MemoryRelief(accelerator, self._ladder)
         self._facts = replace(self._facts, num_blocks=num_blocks, max_model_len=max_model_len)
 
     def _measured(self, config: EngineConfig) -> ModelFacts:
@@ -229,18 +245,19 @@ class GpuExecutor:
         with torch.inference_mode():
             self._move(plan)
             if plan.chunks:
-                step.parcel, step.reading = self._compute(plan)
+                if plan.num_tokens > self._max_tokens:
+                    raise EngineError(f"a step of {plan.num_tokens} tokens: there is room for {self._max_tokens}")
+                step.parts = tuple(self._compute(plan.chunks))
         return step
 
     def collect(self, handle: Handle) -> StepResult:
         """Wait for a submitted plan, and take what came of it. Its time counts from when it was submitted, or from when
         the one before it was done."""
         step = cast(Step, handle)
-        results: tuple[ChunkResult, ...] = ()
-        if step.parcel is not None and step.reading is not None:
-            with torch.inference_mode():
-                fetched = step.parcel.open()
-            results = step.reading.results(fetched)
+        with torch.inference_mode():
+            results = tuple(chain.from_iterable(part.results() for part in step.parts))
+        if len(step.parts) > 1:
+            results = joined([chunk for part in step.parts for chunk in part.chunks], results)
         began, self._collected = max(step.submitted, self._collected), time.perf_counter()
         return StepResult(step.number, results, self._collected - began)
 
@@ -271,32 +288,60 @@ class GpuExecutor:
             self._swap_space.swap_in(self._cache, plan.swap_in)
         for init in plan.init:
             self._slots.take(init)
-            self._sampler.take(init)
+            self._relief.attempt(partial(self._sampler.take, init))
 
-    def _compute(self, plan: StepPlan) -> tuple[Parcel, PlainReading | Reading]:
-        if plan.num_tokens > self._max_tokens:
-            raise EngineError(f"a step of {plan.num_tokens} tokens: there is room for {self._max_tokens}")
-        columns = ChunkColumns.of(plan.chunks, self._slots, self._block_size)
+    def _compute(self, chunks: tuple[Chunk, ...]) -> list[Part]:
+        """Compute chunks at once; where memory does not suffice, in parts; and whom it does not suffice for alone gets
+        an error."""
+        number = sum(chunk.count for chunk in chunks)
+        if self._relief.allows(number):
+            try:
+                return self._compute_at_once(chunks)
+            except Exception as error:
+                if not self._relief.is_due(error):
+                    raise
+                reason = str(error)
+            self._relief.limit(number, reason)
+        divided = halves(chunks)
+        if divided is None:
+            return [self._without(chunks)]
+        return [part for half in divided for part in self._compute(half)]
+
+    def _compute_at_once(self, chunks: tuple[Chunk, ...]) -> list[Part]:
+        columns = ChunkColumns.of(chunks, self._slots, self._block_size)
         if self._swap_space.is_reading:
             self._swap_space.before_writing(columns.blocks.tolist())
         if columns.draws_once and self._inputs.fits(columns):
             return self._decode(columns)
-        return self._mixed(columns)
+        return [self._relief.attempt(partial(self._mixed, columns))]
+
+    def _without(self, chunks: tuple[Chunk, ...]) -> Part:
+        """Chunks that could not be computed: their requests fail, alone. (The next step may have been planned with
+        them.)"""
+        self._slots.sampled[[chunk.slot for chunk in chunks]] = True
+        return Part(chunks, None, NothingRead(len(chunks)))
 
     # -- steps in which each sequence draws one token ------------------------------------------------------------
 
-    def _decode(self, columns: ChunkColumns) -> tuple[Parcel, PlainReading | Reading]:
+    def _decode(self, columns: ChunkColumns) -> list[Part]:
         number = len(columns.chunks)
         needs = self._sampler.needs(columns.slots)
         size = self._ladder.size_for(number)
+        is_plain = needs.is_plain and not self._slots.reports[columns.slots].any()
+        kept = self._relief.attempt(partial(self._run_decode, columns, size))
+        self._slots.sampled[columns.slots] = True
+        if is_plain:
+            return [Part(columns.chunks, self._outbox.post([kept]), PlainReading(self._plain, number))]
+        return self._draw_again(columns, 0, number)
+
+    def _run_decode(self, columns: ChunkColumns, size: int) -> torch.Tensor:
+        """Send and run a decode step. What it leaves in ``_outcome``, copied: the next step's comes to the same place,
+        perhaps before this has left."""
         self._inputs.send_decode(columns, size)
         self._sampler.flush()
+        kept = torch.empty((2, len(columns.chunks)), dtype=torch.int64, device=self._outcome.device)
         self._ladder.run(size, partial(self._decode_step, size))
-        self._slots.sampled[columns.slots] = True
-        if needs.is_plain and not self._slots.reports[columns.slots].any():
-            # A copy, for the next step's tokens come to the same place, perhaps before these have left.
-            return self._outbox.post([self._outcome[:, :number].clone()]), PlainReading(self._plain, number)
-        return self._draw_again(columns, needs)
+        return kept.copy_(self._outcome[:, : len(columns.chunks)])
 
     def _decode_step(self, size: int) -> None:
         """A decode step of ``size`` rows, of which those that fill up compute on memory that is nobody's: from what was
@@ -311,23 +356,37 @@ class GpuExecutor:
         failures.copy_(drawn.failures)
         self._slots.last_token.index_copy_(0, rows.owners, tokens)
 
-    def _draw_again(self, columns: ChunkColumns, needs: Needs) -> tuple[Parcel, Reading]:
-        """After a decode step some of whose sequences want more than a plain draw: all that they want."""
-        number, state = len(columns.chunks), self._slots
-        rows = self._inputs.decode_rows(number)
+    def _draw_again(self, columns: ChunkColumns, begin: int, end: int) -> list[Part]:
+        """After a decode step some of whose sequences want more than a plain draw: all that these rows want; in parts
+        where memory does not suffice."""
+        chunks = columns.chunks[begin:end]
+        try:
+            return [self._relief.attempt(partial(self._draw_rows, chunks, columns.slots[begin:end], begin))]
+        except Exception as error:
+            if not self._relief.is_due(error):
+                raise
+        if end - begin == 1:
+            return [self._without(chunks)]
+        middle = (begin + end) // 2
+        return [*self._draw_again(columns, begin, middle), *self._draw_again(columns, middle, end)]
+
+    def _draw_rows(self, chunks: tuple[Chunk, ...], slots: NDArray[np.int64], begin: int) -> Part:
+        end, state, needs = begin + len(chunks), self._slots, self._sampler.needs(slots)
+        rows = self._inputs.decode_rows(end)
+        draws = DrawRows(rows.slots[begin:], rows.indexes[begin:], rows.ends[begin:])
         if needs.edited:
-            self._sampler.observe(self._tokens[:number], rows.slots, rows.positions)
-        draws = DrawRows(rows.slots, rows.indexes, rows.ends)
-        drawn = self._sampler.run(self._logits[:number], draws, needs)
-        state.last_token.index_copy_(0, rows.owners, drawn.tokens)
-        specs = tuple([state.spec[chunk.slot] for chunk in columns.chunks])
-        spans = tuple((row, row + 1) for row in range(number))
-        reading = Reading(columns.chunks, specs, spans, range(number), needs.reported, (False,) * number, False)
-        return self._outbox.post([each for each in drawn if each is not None]), reading
+            self._sampler.observe(self._tokens[begin:end], draws.slots, rows.positions[begin:])
+        drawn = self._sampler.run(self._logits[begin:end], draws, needs)
+        specs = tuple([state.spec[chunk.slot] for chunk in chunks])
+        spans = tuple((row, row + 1) for row in range(len(chunks)))
+        reading = Reading(chunks, specs, spans, range(len(chunks)), needs.reported, (False,) * len(chunks), False)
+        parcel = self._outbox.post([each for each in drawn if each is not None])
+        state.last_token.index_copy_(0, rows.owners[begin:], drawn.tokens)
+        return Part(chunks, parcel, reading)
 
     # -- any other step ------------------------------------------------------------------------------------------
 
-    def _mixed(self, columns: ChunkColumns) -> tuple[Parcel, Reading]:
+    def _mixed(self, columns: ChunkColumns) -> Part:
         state, sampler = self._slots, self._sampler
         draws, prompts = Draws.of(columns, state), scored_prompts(columns, state)
         specs = tuple([state.spec[chunk.slot] for chunk in columns.chunks])
@@ -348,7 +407,7 @@ class GpuExecutor:
             sampler.observe(batch.token_ids, sent[6], batch.meta[0].positions)
         hidden = self._decoder.hidden(batch.token_ids, self._kv, batch.meta, sent[0])
         read = len(draws.rows)
-        tensors = self._draw(draws, needs, hidden[:read], sent, max((spec.top for spec in specs), default=0))
+        tensors, own = self._draw(draws, needs, hidden[:read], sent, max((spec.top for spec in specs), default=0))
         scores = self._score(prompts, hidden[read:], sent[7:])
         reading = Reading(
             columns.chunks,
@@ -358,30 +417,32 @@ class GpuExecutor:
             needs.reported,
             single,
             draws.num_beams > 0,
-            [(prompt, len(own)) for prompt, own in zip(prompts, scores, strict=True)],
+            [(prompt, len(found)) for prompt, found in zip(prompts, scores, strict=True)],
         )
-        return self._outbox.post([*tensors, *chain.from_iterable(scores)]), reading
+        parcel = self._outbox.post([*tensors, *chain.from_iterable(scores)])
+        if own is not None:  # last of all, and without new memory: up to here the step can be done again
+            self._slots.last_token.index_copy_(0, *own)
+        return Part(columns.chunks, parcel, reading)
 
     def _draw(
         self, draws: Draws, needs: Needs, hidden: torch.Tensor, sent: list[torch.Tensor], top: int
-    ) -> list[torch.Tensor]:
-        """Draw from rows after the last norm; a chunk's own token becomes its slot's last sample. What is to be sent to
-        the host, as :meth:`Reading.results` takes it."""
+    ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]:
+        """Draw from rows after the last norm. What is to be sent to the host, as :meth:`Reading.results` takes it; and
+        the slots whose last samples these are, with the samples."""
         _, owners, ends, sources, indexes, own = sent[:6]
         number = draws.num_drawn
-        tensors = [sources, sources, sources]  # empty
+        tensors, last = [sources, sources, sources], None  # empty
         logits = self._decoder.logits(hidden)
         if number:
             slots = owners.index_select(0, sources)
             rows = DrawRows(slots, indexes, ends.index_select(0, sources), None if draws.once else sources)
             drawn = self._sampler.run(logits[:number], rows, needs)
             if len(draws.own):
-                kept = drawn.tokens.index_select(0, own)
-                self._slots.last_token.index_copy_(0, slots.index_select(0, own), kept)
+                last = slots.index_select(0, own), drawn.tokens.index_select(0, own)
             tensors = [each for each in drawn if each is not None]
         if draws.num_beams:
             tensors += self._sampler.search(logits[number:], owners[number:], ends[number:], min(top, self._vocab_size))
-        return tensors
+        return tensors, last
 
     def _score(
         self, prompts: list[ScoredPrompt], hidden: torch.Tensor, tokens: list[torch.Tensor]

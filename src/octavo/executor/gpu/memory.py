@@ -161,11 +161,16 @@ def fitting(accelerator: Accelerator, what: str, remedy: str, work: Callable[[],
     except Exception as error:
         if not accelerator.is_out_of_memory(error):
             raise
-        found = accelerator.description
-        raise ConfigError(
-            f"{found.name} has {size_in_words(found.total_bytes)} of memory, which did not suffice to {what}: {remedy} "
-            f"({error})"
-        ) from error
+        raise too_small(accelerator, what, remedy, str(error)) from error
+
+
+def too_small(accelerator: Accelerator, what: str, remedy: str, says: str) -> ConfigError:
+    """The error for memory that did not suffice, with what the device ``says`` of it."""
+    found = accelerator.description
+    return ConfigError(
+        f"{found.name} has {size_in_words(found.total_bytes)} of memory, which did not suffice to {what}: {remedy} "
+        f"({says})"
+    )
 
 
 def _graph_budget(graphs: GraphLadder) -> int:
