@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from octavo.kernels.triton.activation import gelu_and_mul, silu_and_mul
 from octavo.kernels.triton.attention import fused_attention, paged_attention
+from octavo.kernels.triton.blocks import copy_blocks
 from octavo.kernels.triton.cache import write_kv
 from octavo.kernels.triton.edits import edit_logits
 from octavo.kernels.triton.logprobs import log_softmax_gather, top_logprobs
@@ -17,6 +18,7 @@ from octavo.kernels.triton.sampling import draw, sample
 
 __all__ = [
     "add_rms_norm",
+    "copy_blocks",
     "draw",
     "edit_logits",
     "fused_attention",
