@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from executor.gpu.stand_in import StandIn
 
+from octavo.cli.doctor import _tables, as_data
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, WeightsError
 from octavo.executor.doctor import inspect
@@ -67,3 +69,30 @@ def test_what_cannot_be_served_is_refused(tiny_llama: Path, tmp_path: Path) -> N
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         inspect(EngineConfig(model=str(tmp_path)))
+
+
+def test_a_gpu_and_what_a_model_would_get_there(tiny_llama: Path) -> None:
+    config = EngineConfig(model=str(tiny_llama), device="cuda", max_num_seqs=4, block_size=8, swap_space=0.01)
+    report = inspect(config, accelerator=StandIn(total=10 * 2**30, used=2**30))
+    assert report.gpu is not None
+    assert (report.gpu.description.capability, report.gpu.memory.free) == ((9, 0), 9 * 2**30)
+    assert report.backend.name == "triton"
+    assert report.dtype_reason == "the checkpoint is float32, and this GPU computes in it"
+    assert report.memory.num_blocks == 4 * 512 // 8
+    assert report.memory.num_host_blocks == int(0.01 * 2**30) // report.memory.page_bytes
+    assert 2**30 < report.memory.working_bytes < 1.1 * 2**30
+    assert report.linears == ()
+    data = json.loads(json.dumps(as_data(report), default=str))
+    assert data["gpu"]["description"]["name"] == "stand-in"
+    titles = [str(table.title) for table in _tables(report, config)]
+    assert titles == ["Machine", "GPU", "Model", "Memory plan"]
+    full = EngineConfig(model=str(tiny_llama), device="cuda")
+    with pytest.raises(ConfigError, match=r"gpu_memory_utilization=0\.9 allows 9\.0 GiB of the GPU's 10\.0 GiB"):
+        inspect(full, accelerator=StandIn(total=10 * 2**30, used=10 * 2**30 - 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tiny_llama: Path) -> None:
+    with pytest.raises(ConfigError, match="device='cuda' but PyTorch"):
+        inspect(EngineConfig(model=str(tiny_llama), device="cuda"))
+    assert inspect(EngineConfig(model=str(tiny_llama))).gpu is None

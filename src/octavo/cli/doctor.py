@@ -60,8 +60,9 @@ def _tables(report: Any, config: EngineConfig) -> list[Table]:
         for tokens in sorted({256, 1024, 4096, memory.max_model_len})
         if tokens <= memory.max_model_len
     ]
+    gpu = report.gpu
     groups = f"; so many tokens take {memory.num_groups}, one a layer group" if memory.num_groups > 1 else ""
-    return [
+    tables = [
         _table(
             "Machine",
             {
@@ -89,6 +90,11 @@ def _tables(report: Any, config: EngineConfig) -> list[Table]:
             "Memory plan",
             {
                 "weights": f"{_size(memory.weights_bytes)} at the most",
+                **(
+                    {}
+                    if gpu is None
+                    else {"beside them": f"{_size(memory.working_bytes)} estimated, measured at start"}
+                ),
                 "KV memory": f"{_size(memory.kv_bytes)}: {memory.num_blocks:,} blocks of {memory.block_size} tokens, "
                 f"{_size(memory.page_bytes)} each{groups}",
                 "KV dtype": report.kv_dtype,
@@ -98,12 +104,26 @@ def _tables(report: Any, config: EngineConfig) -> list[Table]:
                 "requests": f"{', '.join(capacity)} fit at once; max_num_seqs is {config.max_num_seqs}",
             },
         ),
-        _table(
-            "Matrix products measured here",
-            dict(report.linears)
-            or {"none yet": "the first start with a model measures what is fastest for its shapes"},
-        ),
     ]
+    if gpu is not None:
+        tables.insert(1, _gpu_table(gpu))
+        return tables
+    products = dict(report.linears) or {
+        "none yet": "the first start with a model measures what is fastest for its shapes"
+    }
+    return [*tables, _table("Matrix products measured here", products)]
+
+
+def _gpu_table(gpu: Any) -> Table:
+    found, now = gpu.description, gpu.memory
+    return _table(
+        "GPU",
+        {
+            "name": found.name,
+            "memory": f"{_size(now.free)} free of {_size(now.total)}",
+            "capability": ".".join(map(str, found.capability)),
+        },
+    )
 
 
 def _table(title: str, rows: dict[str, str]) -> Table:

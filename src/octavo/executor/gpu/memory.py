@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from octavo.config import EngineConfig, host_blocks
 from octavo.errors import ConfigError
-from octavo.executor.gpu.accelerator import Accelerator
+from octavo.executor.gpu.accelerator import Accelerator, DeviceMemory
 from octavo.executor.gpu.graphs import GraphLadder
 from octavo.executor.memory_plan import MemoryPlan, Room, fit_pool, size_in_words, stride_of, wanted_context
+from octavo.model import ModelConfig
 from octavo.plan import Chunk, Executor, LayerGroup, ModelFacts, SamplingSpec, SlotInit, StepPlan, Want
 
 _EVERYTHING = SamplingSpec(
@@ -148,6 +151,20 @@ def plan_gpu_memory(
         working_bytes=found.taken_bytes - weights_bytes,
         notes=pool.notes,
     )
+
+
+def estimated_profile(
+    model: ModelConfig, dtype: torch.dtype, config: EngineConfig, memory: DeviceMemory, weights_bytes: int
+) -> Profile:
+    """What a profile would find, without loading anything: the weights, the buffers of the largest step and the logits
+    of the largest batch, beside what is taken now. What kernels need for themselves, and graphs, is not counted."""
+    rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+    width = 3 * model.hidden_size + 2 * model.q_size + 2 * model.kv_size + model.intermediate_size
+    buffers = config.max_num_batched_tokens * width * dtype.itemsize
+    logits = rows * model.vocab_size
+    edited = logits * (torch.float32.itemsize + torch.int32.itemsize)  # biases and tallies, if all have them
+    used = memory.used + weights_bytes + buffers + logits * dtype.itemsize
+    return Profile(memory.total, used, edited + logits * torch.float32.itemsize, 0)
 
 
 def fitting(accelerator: Accelerator, what: str, remedy: str, work: Callable[[], T]) -> T:
