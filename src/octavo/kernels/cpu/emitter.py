@@ -152,13 +152,14 @@ class Emitter:
         """The address of item ``index`` of items of ``size`` bytes at ``base``."""
         return self.b.add(base, self.b.mul(index, self.const(size)))
 
-    def prefetch(self, address: Value, size: int, near: int = 3) -> None:
-        """Ask for ``size`` bytes to be brought near: 3 is the nearest cache, 2 the one behind it."""
+    def prefetch(self, address: Value, size: int, near: int = 3, write: bool = False) -> None:
+        """Ask for ``size`` bytes to be brought near, to be read or written: 3 is the nearest cache, 2 the one behind
+        it."""
         pointer = I8.as_pointer()
-        read, level, data = (ir.Constant(I32, value) for value in (0, near, 1))
+        purpose, level, data = (ir.Constant(I32, value) for value in (int(write), near, 1))
         for offset in range(0, size, CACHE_LINE):
             place = self.b.inttoptr(self.b.add(address, self.const(offset)), pointer)
-            self.intrinsic("llvm.prefetch.p0", ir.VoidType(), place, read, level, data)
+            self.intrinsic("llvm.prefetch.p0", ir.VoidType(), place, purpose, level, data)
 
     def total(self, vector: Value) -> Value:
         """The sum of a vector's 16 floats, always in the same order: halves are added to each other."""

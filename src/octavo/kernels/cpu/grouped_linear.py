@@ -57,7 +57,6 @@ from octavo.kernels.cpu.linear import (
     OUT,
     OUT_PANEL,
     OUT_STRIDE,
-    ROWS,
     RUN,
     RUN_BYTES,
     SUMS_BYTES,
@@ -66,8 +65,9 @@ from octavo.kernels.cpu.linear import (
     X,
     panel_tasks,
     run_length,
+    sums_bytes,
 )
-from octavo.kernels.cpu.panels import PANEL, PLAIN
+from octavo.kernels.cpu.panels import PANEL, PLAIN, ROWS
 from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_i64, store_i64
 from octavo.kernels.quantized import QuantizedWeight
 
@@ -139,7 +139,15 @@ def _write(p: int, memory: int, sums: int, x: int, start: int, rows: int, panel:
         copy_bytes(memory + row * _LINE_BYTES, target + row * stride, left)
 
 
-_tasks = panel_tasks(_product, _write, _shape)
+@device
+def _beside(
+    p: int, memory: int, x: int, panel: int, step: int, some: int, sums: int, before: int, rows_at: int, start: int
+) -> None:
+    _write(p, memory, before, rows_at, start, ROWS, panel - 1)
+    _product(p, memory, x, ROWS, panel, step, some, sums, 0)
+
+
+_tasks = panel_tasks(_product, _write, _beside, _shape)
 
 
 @device
@@ -150,7 +158,7 @@ def multiply_groups_tasks(p: int, counter: int, memory: int, shared: int) -> int
     sums, x = tag + _TAG_BYTES + ROWS * load_i64(p + TOTALS_BYTES), shared
     if load_i64(p + HERE) != 0:
         count, padded = load_i64(p + COUNT), load_i64(p + X_STRIDE)
-        x = sums + load_i64(p + RUN) * SUMS_BYTES
+        x = sums + max(load_i64(p + RUN), 2) * SUMS_BYTES
         quantize_span(
             load_i64(p + DTYPE), load_i64(p + X), load_i64(p + SOURCE_STRIDE), x, padded, x + count * padded, 0, count,
             load_i64(p + WIDTH),
@@ -307,7 +315,7 @@ class GroupedPanelLinear:
         here = count * self._padded <= HERE_ITEMS
         room = max(room_bytes(self._size), ROWS * _LINE_BYTES)
         totals = 8 * self._groups
-        scratch = room + _TAG_BYTES + ROWS * totals + SUMS_BYTES * length + (rows_bytes if here else 0) + 127 & -64
+        scratch = room + _TAG_BYTES + ROWS * totals + sums_bytes(length) + (rows_bytes if here else 0) + 127 & -64
         arguments = ARGUMENTS.here
         memory = arguments.scratch(threads * scratch + (0 if here else rows_bytes))
         shared = memory + threads * scratch

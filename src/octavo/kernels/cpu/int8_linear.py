@@ -35,7 +35,6 @@ from octavo.kernels.cpu.linear import (
     OUT,
     OUT_PANEL,
     OUT_STRIDE,
-    ROWS,
     RUN,
     RUN_BYTES,
     STEP_BYTES,
@@ -46,8 +45,9 @@ from octavo.kernels.cpu.linear import (
     X,
     panel_tasks,
     run_length,
+    sums_bytes,
 )
-from octavo.kernels.cpu.panels import PANEL, PLAIN
+from octavo.kernels.cpu.panels import PANEL, PLAIN, ROWS
 from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_i64
 from octavo.kernels.quantized import QuantizedWeight
 
@@ -89,7 +89,15 @@ def _write(p: int, memory: int, sums: int, x: int, start: int, rows: int, panel:
         copy_bytes(memory + row * _LINE_BYTES, target + row * stride, left)
 
 
-_tasks = panel_tasks(_product, _write)
+@device
+def _beside(
+    p: int, memory: int, x: int, panel: int, step: int, some: int, sums: int, before: int, rows_at: int, start: int
+) -> None:
+    _write(p, memory, before, rows_at, start, ROWS, panel - 1)
+    _product(p, memory, x, ROWS, panel, step, some, sums, 0)
+
+
+_tasks = panel_tasks(_product, _write, _beside)
 
 
 @device
@@ -98,7 +106,7 @@ def multiply_bytes_tasks(p: int, counter: int, memory: int, shared: int) -> int:
     sums, x = memory + _ROOM_BYTES, shared
     if load_i64(p + HERE) != 0:
         count, padded = load_i64(p + COUNT), load_i64(p + X_STRIDE)
-        x = sums + load_i64(p + RUN) * SUMS_BYTES
+        x = sums + max(load_i64(p + RUN), 2) * SUMS_BYTES
         quantize_span(
             load_i64(p + DTYPE), load_i64(p + X), load_i64(p + SOURCE_STRIDE), x, padded, x + count * padded, 0, count,
             load_i64(p + WIDTH),
@@ -214,7 +222,7 @@ class Int8PanelLinear:
         padded = self._steps * BYTE_DEPTH
         rows_bytes = quantized_bytes(count, padded)
         here = count * padded <= HERE_ITEMS
-        scratch = _ROOM_BYTES + SUMS_BYTES * length + (rows_bytes if here else 0) + 127 & -64
+        scratch = _ROOM_BYTES + sums_bytes(length) + (rows_bytes if here else 0) + 127 & -64
         arguments = ARGUMENTS.here
         memory = arguments.scratch(threads * scratch + (0 if here else rows_bytes))
         shared = memory + threads * scratch

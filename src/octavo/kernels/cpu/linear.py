@@ -28,11 +28,9 @@ from octavo.kernels.cpu.launch import (
     packer,
     run,
 )
-from octavo.kernels.cpu.panels import DEPTH, LINE, PANEL, PLAIN, TILE_BYTES, configure, panel_product, write_panel
+from octavo.kernels.cpu.panels import DEPTH, LINE, PANEL, PLAIN, ROWS, TILE_BYTES, configure, panel_product, panel_product_beside, write_panel
 from octavo.kernels.cpu.words import fetch_add, load_i64
 
-ROWS = 32
-"""Rows of one product."""
 SUMS_BYTES = 4 * ROWS * PANEL
 STEP_BYTES = 2 * TILE_BYTES
 """Of a panel, for :data:`DEPTH` inputs."""
@@ -60,10 +58,14 @@ def _shape(p: int, rows: int) -> None:
 
 
 def panel_tasks(
-    product: Callable[..., Any], write: Callable[..., Any], shape: Callable[..., Any] = _shape
+    product: Callable[..., Any],
+    write: Callable[..., Any],
+    beside: Callable[..., Any],
+    shape: Callable[..., Any] = _shape,
 ) -> Callable[..., Any]:
-    """The loops around the product of one panel, ``product``, and the writing of one, ``write``; both look into the
-    argument words, of which those above are the same for all kinds of weights. Neighbouring inputs of a row of x that
+    """The loops around the product of one panel, ``product``, and the writing of one, ``write``; ``beside`` is both,
+    of :data:`ROWS` rows, the panel written being the one before. They look into the argument words, of which those
+    above are the same for all kinds of weights. Neighbouring inputs of a row of x that
     a tile takes are :data:`LINE` bytes of it, whatever their kind. ``shape`` gets the matrix unit ready for so many
     rows."""
 
@@ -90,11 +92,19 @@ def panel_tasks(
                     configured = rows
                 for step in range(0, steps, block):
                     inputs = x + start * x_stride + step * LINE
+                    ends, before = step + block >= steps, 0
                     for panel in range(first, last):
-                        place = sums + (panel - first) * SUMS_BYTES if block < steps else sums
-                        product(p, memory, inputs, rows, panel, step, min(block, steps - step), place, ahead)
-                        if step + block >= steps:
-                            write(p, memory, place, x, start, rows, panel)
+                        place = sums + (panel - first if block < steps else panel & 1) * SUMS_BYTES
+                        some = min(block, steps - step)
+                        if ends and panel > first and ahead == 0 and rows == ROWS:
+                            beside(p, memory, inputs, panel, step, some, place, before, x, start)
+                        else:
+                            if ends and panel > first:
+                                write(p, memory, before, x, start, rows, panel - 1)
+                            product(p, memory, inputs, rows, panel, step, some, place, ahead)
+                        before = place
+                    if ends:
+                        write(p, memory, before, x, start, rows, last - 1)
                 start += rows
                 ahead = 0
             done += 1
@@ -112,14 +122,34 @@ def _product(p: int, memory: int, x: int, rows: int, panel: int, step: int, some
 
 
 @device
+def _place(p: int, start: int, panel: int) -> int:
+    return load_i64(p + OUT) + start * load_i64(p + OUT_STRIDE) + panel * load_i64(p + OUT_PANEL)
+
+
+@device
+def _bias(p: int, panel: int) -> int:
+    bias = load_i64(p + BIAS)
+    return bias + panel * 2 * PANEL if bias != 0 else 0
+
+
+@device
 def _write(p: int, memory: int, sums: int, x: int, start: int, rows: int, panel: int) -> None:
-    bias, stride = load_i64(p + BIAS), load_i64(p + OUT_STRIDE)
-    added = bias + panel * 2 * PANEL if bias != 0 else 0
-    target = load_i64(p + OUT) + start * stride + panel * load_i64(p + OUT_PANEL)
-    write_panel(load_i64(p + KIND), sums, rows, added, target, stride)
+    stride = load_i64(p + OUT_STRIDE)
+    write_panel(load_i64(p + KIND), sums, rows, _bias(p, panel), _place(p, start, panel), stride)
 
 
-_tasks = panel_tasks(_product, _write)
+@device
+def _beside(
+    p: int, memory: int, x: int, panel: int, step: int, some: int, sums: int, before: int, rows_at: int, start: int
+) -> None:
+    weight = load_i64(p + WEIGHT) + (panel * load_i64(p + STEPS) + step) * STEP_BYTES
+    panel_product_beside(
+        x, load_i64(p + X_STRIDE), weight, some, sums, step, load_i64(p + KIND), before, _bias(p, panel - 1),
+        _place(p, start, panel - 1), load_i64(p + OUT_STRIDE),
+    )  # fmt: skip
+
+
+_tasks = panel_tasks(_product, _write, _beside)
 
 
 @device
@@ -139,6 +169,11 @@ def run_length(panels: int, chunks: int, threads: int, longest: int) -> int:
     """Panels of a run: as many as leave each thread :data:`TASKS_PER_THREAD` tasks, for the inputs of a chunk are gone
     over again in each; and no more than ``longest``."""
     return max(1, min(chunks * panels // (TASKS_PER_THREAD * threads), longest))
+
+
+def sums_bytes(length: int) -> int:
+    """What the sums of a run take: one panel is computed while another is written."""
+    return SUMS_BYTES * max(length, 2)
 
 
 class PanelLinear:
@@ -226,7 +261,7 @@ class PanelLinear:
         chunks = -(-count // self._chunk)
         length = run_length(self._panels, chunks, threads, self._longest)
         runs = -(-self._panels // length)
-        scratch = SUMS_BYTES * length + 128
+        scratch = sums_bytes(length) + 128
         arguments = ARGUMENTS.here
         _pack(
             arguments.words, 0, 0, 0, chunks * runs, arguments.scratch(threads * scratch), scratch, address, stride,

@@ -8,6 +8,7 @@ no such unit run the same loops on vectors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,17 @@ PANEL = 32
 DEPTH = 32
 """Inputs of a tile."""
 TILE_BYTES = 1024
+ROWS = 32
+"""Rows of a product, at most."""
 LINE = 64  # bytes of a tile's row, and of a line of the cache
 
 _AHEAD = 24 * 1024
 """Bytes by which weights are asked for before they are used: enough to hide the way to memory."""
 
 MATRIX_UNIT = has_matrix_unit()
+
+_BESIDE = 2
+"""Rows that are written beside each step of a product."""
 
 # tiles by number: sums (row half, column half), inputs (row half), weights (column half)
 _SUMS, _INPUTS, _WEIGHTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
@@ -108,6 +114,57 @@ def panel_product(
         by_vectors(e, x, stride, rows, panel, steps, sums, more, ahead, DEPTH, _AHEAD)
 
 
+def _panel_product_beside(
+    x: int, stride: int, panel: int, steps: int, sums: int, more: int,
+    kind: int, held: int, bias: int, target: int, target_stride: int,
+) -> None:  # fmt: skip
+    _panel_product(x, stride, ROWS, panel, steps, sums, more, 0)
+    _write_panel(kind, held, ROWS, bias, target, target_stride)
+
+
+@primitive("viiiiiiiiiii", _panel_product_beside)
+def panel_product_beside(
+    e: Emitter,
+    x: Value,
+    stride: Value,
+    panel: Value,
+    steps: Value,
+    sums: Value,
+    more: Value,
+    kind: Value,
+    held: Value,
+    bias: Value,
+    target: Value,
+    target_stride: Value,
+) -> None:
+    """:func:`panel_product` of :data:`ROWS` rows, and beside it :func:`write_panel` of as many that another product
+    left at ``held``."""
+    if not MATRIX_UNIT:
+        rows = e.const(ROWS)
+        by_vectors(e, x, stride, rows, panel, steps, sums, more, e.const(0), DEPTH, _AHEAD)
+        _write_rows(e, kind, held, rows, bias, target, target_stride)
+        return
+    b, v = e.b, e.vector
+    added = [e.variable(v.const(-0.0)) for _ in (0, 1)]
+    with e.when(b.icmp_signed("!=", bias, e.const(0))):
+        for column, variable in enumerate(added):
+            variable.set(v.load(BF16, bias, e.const(column * WIDTH)))
+    for which in (PLAIN, SILU, GELU):
+
+        def write(i: Value, which: int = which) -> None:
+            line, to = e.at(held, i, 4 * PANEL), b.add(target, b.mul(i, target_stride))
+            # the next panel's columns of this row, to be written soon
+            e.prefetch(b.add(to, e.const(LINE if which == PLAIN else LINE // 2)), LINE, write=True)
+            first, second = (
+                b.fadd(v.load(F32, line, e.const(column * WIDTH)), variable.get())
+                for column, variable in enumerate(added)
+            )
+            store_columns(e, which, BF16, to, first, second)
+
+        with e.when(b.icmp_signed("==", kind, e.const(which))):
+            by_tiles(e, "llvm.x86.tdpbf16ps", x, stride, panel, steps, sums, more, 2, False, write)
+
+
 def by_tiles(
     e: Emitter,
     instruction: str,
@@ -119,8 +176,10 @@ def by_tiles(
     more: Value,
     halves: int,
     fetch: bool,
+    beside: Callable[[Value], None] | None = None,
 ) -> None:
-    """The product of a panel on the matrix unit: ``instruction`` says of what."""
+    """The product of a panel on the matrix unit: ``instruction`` says of what. What ``beside`` emits for each of
+    :data:`ROWS` rows is done meanwhile, a row or two at each step: vectors and the matrix unit work side by side."""
     b, void = e.b, ir.VoidType()
     bytes_ = I8.as_pointer()
 
@@ -156,6 +215,14 @@ def by_tiles(
             for half in range(halves):
                 numbers = (_SUMS[half][column], _INPUTS[half], _WEIGHTS[column])
                 e.intrinsic(instruction, void, *map(tile, numbers))
+        if beside is not None:
+            first = b.mul(k, e.const(_BESIDE))
+            with e.when(b.icmp_signed("<", first, e.const(ROWS))):
+                for i in range(_BESIDE):
+                    beside(b.add(first, e.const(i)))
+    if beside is not None:
+        with e.loop(b.mul(steps, e.const(_BESIDE)), e.const(ROWS), 1) as i:
+            beside(i)
     for number, place in places:
         e.intrinsic("llvm.x86.tilestored64", void, number, place, e.const(4 * PANEL))
 
@@ -191,6 +258,10 @@ def write_panel(e: Emitter, kind: Value, sums: Value, rows: Value, bias: Value, 
     By ``kind`` the 32 columns themselves, or 16: ``silu(gate) * up`` (or gelu's tanh form) of the first 16 columns and
     the others.
     """
+    _write_rows(e, kind, sums, rows, bias, target, stride)
+
+
+def _write_rows(e: Emitter, kind: Value, sums: Value, rows: Value, bias: Value, target: Value, stride: Value) -> None:
     b, v = e.b, e.vector
     biased = b.icmp_signed("!=", bias, e.const(0))
     with e.when(biased):
