@@ -274,6 +274,28 @@ def test_both_forms_of_writing_a_panel_of_bytes_agree(dtype: int, kind: int, bia
     assert (compiled_left[4280:] == memory[4280:]).all()
 
 
+@pytest.mark.parametrize("steps", [3, 20])
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("bias", [0, At(3000)])
+@pytest.mark.parametrize("kind", [SILU, GELU, panels.PLAIN])
+def test_a_product_beside_which_another_is_written_gives_the_bits_of_both_apart(
+    kind: int, bias: Any, more: int, steps: int
+) -> None:
+    memory = noise_memory()
+    memory[8000:].view(np.uint16)[:] = np.concatenate((memory[8000:], memory[8000:])).view(np.uint32) >> 16
+    memory[3000:3016].view(np.uint16)[:] = memory[5000:5032].view(np.uint32) >> 16
+    product = [At(9000), 4 * 20 * steps, panels.ROWS, At(25_000), steps, At(0), more, 0]
+    written = [kind, At(1500), panels.ROWS, bias, At(4000), 4 * 40]
+    both = [*product[:2], *product[3:7], *written[:2], *written[3:]]
+    run_both("_configure", memory, [panels.ROWS])  # of this thread, for what follows
+    for form in (1, 3):
+        apart = run_both("_write_panel", run_both("_panel_product", memory, product)[form], written)[form]
+        beside = run_both("_panel_product_beside", memory, both)[form]
+        assert (beside.view(np.uint32) == apart.view(np.uint32)).all()
+        assert not np.array_equal(beside[4000:4020], memory[4000:4020])
+    run_both("_configure", memory, [0])
+
+
 @pytest.mark.parametrize("bias", [0, At(3000)])
 @pytest.mark.parametrize("kind", [SILU, GELU, panels.PLAIN])
 def test_both_forms_of_writing_a_panel_agree(kind: int, bias: Any) -> None:
@@ -390,6 +412,13 @@ def test_the_forms_for_a_cpu_without_avx512_agree_too() -> None:
 
 def test_every_primitive_has_a_case() -> None:
     tested = {name for name, _ in CASES.values()} | {"_tile_softmax", "_perturbed_best"}
-    tested |= {"_configure", "_panel_product", "_write_panel", "_byte_product", "_write_byte_panel"}
+    tested |= {
+        "_configure",
+        "_panel_product",
+        "_panel_product_beside",
+        "_write_panel",
+        "_byte_product",
+        "_write_byte_panel",
+    }
     tested |= {"_configure_groups", "_grouped_product", "_write_group_panel"}
     assert set(PRIMITIVES) == tested

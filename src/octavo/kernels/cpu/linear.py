@@ -28,7 +28,18 @@ from octavo.kernels.cpu.launch import (
     packer,
     run,
 )
-from octavo.kernels.cpu.panels import DEPTH, LINE, PANEL, PLAIN, ROWS, TILE_BYTES, configure, panel_product, panel_product_beside, write_panel
+from octavo.kernels.cpu.panels import (
+    DEPTH,
+    LINE,
+    PANEL,
+    PLAIN,
+    ROWS,
+    TILE_BYTES,
+    configure,
+    panel_product,
+    panel_product_beside,
+    write_panel,
+)
 from octavo.kernels.cpu.words import fetch_add, load_i64
 
 SUMS_BYTES = 4 * ROWS * PANEL
@@ -36,13 +47,14 @@ STEP_BYTES = 2 * TILE_BYTES
 """Of a panel, for :data:`DEPTH` inputs."""
 
 TASKS_PER_THREAD = 3
+"""Enough to share the work out; with more, inputs would be gone over more often."""
 RUN_BYTES = 800_000
 """At most so much weight is gone over again for each 32 rows of a chunk."""
-CHUNK_BYTES = 600_000
+CHUNK_BYTES = 1_200_000
 """At most so much of the inputs is gone over again for each run."""
-BLOCK_STEPS = 18
-"""Where there are many rows, inputs are taken at most so many tiles at a time: 32 rows of them stay in the nearest
-cache, which weights pass by."""
+BLOCK_STEPS = 32
+"""Where there are many rows, inputs are taken at most so many tiles at a time: most of 32 rows of them stay in the
+nearest cache, which weights pass by. With fewer, sums would come and go more often than that is worth."""
 
 ACTIVATIONS = {"silu_and_mul": SILU, "gelu_and_mul": GELU}
 
