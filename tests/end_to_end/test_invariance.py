@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from executor.gpu.stand_in_engine import stand_in_engine
 
 from octavo import EngineConfig, LLMEngine, RequestOutput, SamplingParams
 from octavo.model import read_model_config
@@ -52,19 +53,29 @@ def folder(model: str, checkpoint: Callable[..., Path]) -> Path:
     return checkpoint(model.removesuffix("-int8"), **MODELS[model])
 
 
-@pytest.fixture(scope="module", params=["reference", "cpu"])
+STAND_IN = "stand-in"
+"""The GPU's executor, on the stand-in for a GPU."""
+
+
+@pytest.fixture(scope="module", params=["reference", "cpu", STAND_IN])
 def engine_of(request: pytest.FixtureRequest, model: str, folder: Path) -> Callable[..., LLMEngine]:
+    if request.param == STAND_IN and model not in ("llama", "gemma3"):
+        pytest.skip("two models suffice, and no GPU kernel reads int8 pages")
+
     def build(**keywords: Any) -> LLMEngine:
         settings: dict[str, Any] = {
             "dtype": "float32",
             "kv_cache_dtype": "int8" if model.endswith("-int8") else "auto",
-            "kernels": request.param,
+            "kernels": request.param if request.param != STAND_IN else "reference",
             "block_size": 4,
             "num_blocks": 400,
             "batch_invariant": True,
             "num_threads": 1,
         }
-        return LLMEngine(EngineConfig(model=str(folder), **(settings | keywords)))
+        settings |= keywords
+        if request.param == STAND_IN:
+            return stand_in_engine(EngineConfig(model=str(folder), **settings, linear_kind="plain"))
+        return LLMEngine(EngineConfig(model=str(folder), **settings))
 
     return build
 
