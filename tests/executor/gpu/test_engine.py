@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_case import assert_clean, finish
+from engine_case import assert_clean
+from executor.gpu.soak import everything, soak
 from executor.gpu.stand_in import StandIn, StandInStream
 from executor.gpu.stand_in_engine import settings_of, stand_in_engine
 
-from octavo import EngineConfig, LLMEngine, RequestOutput, SamplingParams
+from octavo import EngineConfig, LLMEngine, SamplingParams
 
 VOCAB, NEW = 384, 12
 MODELS: dict[str, dict[str, Any]] = {
@@ -43,12 +44,6 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "stops": {"temperature": 1.0, "seed": 3, "stop_token_ids": [*range(2, 40)], "stop": ["e"]},
 }
-
-
-def everything(output: RequestOutput) -> Any:
-    """All that must not change."""
-    each = [(one.token_ids, one.logprobs, one.text, one.finish_reason, one.stop_reason) for one in output.outputs]
-    return each, output.prompt_logprobs
 
 
 def run(engine: LLMEngine, params: SamplingParams | list[SamplingParams]) -> list[Any]:
@@ -111,40 +106,11 @@ def soak_reference(folder: Path) -> Iterator[LLMEngine]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_soak(folder: Path, soak_reference: LLMEngine, seed: int) -> None:
-    """Requests come, fork, are withdrawn, stop, lose their memory and get it back, at random, in little memory; the
-    books are audited after each step, and every request that ran to its end is what it is alone."""
-    rng = random.Random(seed)
-    config = settings_of(
-        num_blocks=rng.choice([32, 36]),
-        depth=seed % 2,
-        max_num_seqs=rng.choice([4, 7]),
-        max_num_batched_tokens=rng.choice([9, 40]),
-        max_model_len=120,
-        policy="priority",
-        swap_space=0.01,
-        preemption=rng.choice(["swap", "recompute"]),
-        eviction=rng.choice(["lru", "lfu"]),
-        **({"speculative": "ngram", "row_cost": 0.001} if rng.random() < 0.5 else {}),
-    )
-    engine = stand_in_engine(EngineConfig(model=str(folder), **config))
-    scheduler, asked, ended = engine.scheduler, {}, {}
-    stems = [random.Random(i).choices(range(2, VOCAB), k=24) for i in range(2)]
+    def build(**settings: Any) -> LLMEngine:
+        return stand_in_engine(EngineConfig(model=str(folder), **settings_of(**settings)))
+
     kinds = [kind for kind in KINDS.values() if "best_of" not in kind]
-    for step in range(120):
-        if step < 60 and rng.random() < 0.5:
-            prompt = rng.choice(stems)[: rng.randint(1, 24)] + rng.choices(range(2, VOCAB), k=rng.randint(0, 9))
-            params = SamplingParams(**({"seed": step, "max_tokens": rng.randint(6, 30)} | rng.choice(kinds)))
-            asked[engine.add_request(prompt, params, priority=rng.randint(-2, 2))] = (prompt, params)
-        if rng.random() < 0.03 and scheduler.requests:
-            asked.pop(engine.abort_request(rng.choice(list(scheduler.requests))).request_id)
-        ended |= {output.request_id: output for output in engine.step() if output.finished}
-        scheduler.memory.audit(scheduler.sequences())
-    ended |= finish(engine)
-    assert_clean(engine)
-    assert engine.stats().num_preemptions > 0
-    names = list(asked)
-    alone = soak_reference.generate([asked[name][0] for name in names], [asked[name][1] for name in names])
-    assert [everything(ended[name]) for name in names] == [everything(output) for output in alone]
+    soak(build, soak_reference, seed, [*range(2, VOCAB)], kinds)
 
 
 def test_a_step_waits_for_nothing_but_its_collection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
