@@ -15,6 +15,7 @@ from octavo.kernels.triton.logprobs import log_softmax_gather, top_logprobs
 from octavo.kernels.triton.norm import add_rms_norm, rms_norm
 from octavo.kernels.triton.rotary import rotary_embedding, rotate_and_write
 from octavo.kernels.triton.sampling import draw, sample
+from octavo.kernels.triton.threads import set_num_threads, warm_up
 
 __all__ = [
     "add_rms_norm",
@@ -29,7 +30,9 @@ __all__ = [
     "rotary_embedding",
     "rotate_and_write",
     "sample",
+    "set_num_threads",
     "silu_and_mul",
     "top_logprobs",
+    "warm_up",
     "write_kv",
 ]
