@@ -5,7 +5,9 @@
 
 The held-out passages are those that ``tools/train_tales.py`` holds out of the same corpus, and they are scored as it
 scores them: a window that moves by half the context. Perplexity is per token. The logits are those of a model of
-random weights, for random prompts: cosines between the full model's row and the quantised one's.
+random weights, for random prompts: cosines between the quantised model's row, computed in bfloat16 as it is served, and
+the full model's, computed in float32, so that nothing but the quantised one's rounding counts; and beside it, between
+that and the full model computed in bfloat16, whose own rounding counts then too.
 """
 
 from __future__ import annotations
@@ -80,10 +82,12 @@ def training_script() -> Iterator[SimpleNamespace]:
         sys.path.remove(folder)
 
 
-def loaded(folder: Path, quantization: str | None, options: argparse.Namespace) -> WholePrompts:
-    """The model, in bfloat16 or quantised."""
+def loaded(
+    folder: Path, quantization: str | None, options: argparse.Namespace, dtype: str = "bfloat16"
+) -> WholePrompts:
+    """The model, in full or quantised."""
     backend = kernels.load(options.kernels)
-    return WholePrompts(load_model(folder, dtype="bfloat16", kernels=backend, quantization=quantization))
+    return WholePrompts(load_model(folder, dtype=dtype, kernels=backend, quantization=quantization))
 
 
 def print_perplexities(options: argparse.Namespace) -> None:
@@ -105,14 +109,19 @@ def print_perplexities(options: argparse.Namespace) -> None:
 
 def print_likeness(options: argparse.Namespace, folder: Path) -> None:
     """Of the logits of a model with random weights."""
-    full = loaded(folder, None, options)
+    full = loaded(folder, None, options, "float32")
     tokens = torch.randint(0, full.decoder.config.vocab_size, (4, 32), generator=torch.Generator().manual_seed(0))
     expected = full(tokens).flatten(0, 1)
     del full
+    rounded = loaded(folder, None, options)(tokens).flatten(0, 1)
     print(f"{options.shape}, random weights, {tokens.numel()} rows of logits")
-    for quantization in options.quantizations:
-        alike = F.cosine_similarity(loaded(folder, quantization, options)(tokens).flatten(0, 1), expected)
-        print(f"  {quantization:9}: cosine {alike.mean():.6f} on average, {alike.min():.6f} at the least")
+    for quantization in (None, *options.quantizations):
+        logits = rounded if quantization is None else loaded(folder, quantization, options)(tokens).flatten(0, 1)
+        alike, beside = F.cosine_similarity(logits, expected), F.cosine_similarity(logits, rounded)
+        print(
+            f"  {quantization or 'bfloat16':9}: cosine {alike.mean():.6f} on average, {alike.min():.6f} at the least; "
+            f"{beside.mean():.6f} to the full model in bfloat16"
+        )
 
 
 def main() -> None:

@@ -40,16 +40,31 @@ def logits(folder: Path, quantization: str | None = None) -> torch.Tensor:
 def test_the_same_bits_come_of_it(
     checkpoint: Callable[..., Path], tmp_path: Path, family: str, quantization: str
 ) -> None:
-    config: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    config: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4}
     config |= {"tie_word_embeddings": True} if family == "qwen3" else {}
     folder = checkpoint(family, dtype="bfloat16", **config)
     done = export(folder, tmp_path / "out", quantization)
-    assert done.modules == 14
+    assert done.modules == (12 if quantization == "int8" else 14)  # attention's output matrices stay in full
     assert done.nbytes < done.nbytes_before
     want = logits(folder, quantization)
     assert torch.equal(logits(tmp_path / "out"), want)
     assert torch.equal(logits(tmp_path / "out", quantization), want)
     assert not torch.equal(logits(folder), want)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_what_is_written_in_full_is_loaded_as_the_machine_likes_it(
+    source: Path, tmp_path: Path, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = kernels.load("cpu")
+    for name, told in (("available", True), ("by_tiles", quick)):
+        monkeypatch.setattr(backend.PanelLinear, name, staticmethod(lambda told=told: told))
+    export(source, tmp_path / "out", "int8")
+    written = load_model(tmp_path / "out", dtype="bfloat16", kernels=backend)
+    made = load_model(source, dtype="bfloat16", kernels=backend, quantization="int8")
+    assert written.notes == made.notes
+    assert any("kept in full" in note for note in made.notes) == quick
+    assert torch.equal(PagedRunner(written).run({0: PROMPT}), PagedRunner(made).run({0: PROMPT}))
 
 
 def test_what_lies_beside_the_weights_comes_along(source: Path, tmp_path: Path) -> None:
@@ -82,7 +97,7 @@ def test_the_configuration_says_what_other_engines_need(source: Path, tmp_path: 
     assert group["targets"] == ["Linear"]
     assert group["weights"]["strategy"] == "channel"
     assert group["input_activations"]["dynamic"] is True
-    assert settings["ignore"] == ["lm_head"]
+    assert settings["ignore"] == ["lm_head", *(f"model.layers.{i}.self_attn.o_proj" for i in range(2))]
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert tensors["model.layers.0.mlp.down_proj.weight"].dtype == torch.int8
     assert tensors["model.layers.0.mlp.down_proj.weight_scale"].shape == (64, 1)

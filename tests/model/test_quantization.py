@@ -81,6 +81,36 @@ def test_a_model_in_8_bits_is_nearly_the_model(checkpoint: Callable[..., Path], 
     assert small.weights_bytes < 0.4 * full.weights_bytes
 
 
+@pytest.mark.parametrize(
+    ("dtype", "invariant", "quick"), [("bfloat16", False, True), ("bfloat16", True, False), ("float32", False, False)]
+)
+def test_attentions_output_stays_in_full_where_a_matrix_unit_multiplies_it(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, dtype: str, invariant: bool, quick: bool
+) -> None:
+    backend = kernels.load("cpu")
+    for name in ("available", "by_tiles"):
+        monkeypatch.setattr(backend.PanelLinear, name, staticmethod(lambda: True))
+    monkeypatch.setattr(backend.Int8PanelLinear, "available", staticmethod(lambda: True))
+    folder = checkpoint("llama", dtype="bfloat16")
+    decoder = load(folder, "cpu", dtype, quantization="int8", batch_invariant=invariant)
+    kinds = {layer.output.kind for layer in decoder._layers}
+    assert kinds == ({"panels"} if quick else {"int8 panels"})
+    assert {layer.down.kind for layer in decoder._layers} == {"int8 panels"}
+    assert decoder._recordable
+    assert any("(kept in full)" in note for note in decoder.notes) == quick
+    assert decoder.weights_bytes <= weights_bytes(read_model_config(folder), decoder.dtype, "int8")
+
+
+def test_where_it_is_not_quick_everything_has_8_bits() -> None:
+    held = torch.ones(2, 4)
+    for quick in (True, False):
+        weights = QuantizingWeights(Stored(held), "int8", quick)  # type: ignore[arg-type]
+        assert (weights.weight("layers.0.self_attn.o_proj", (2, 4)) is held) == quick
+        assert isinstance(weights.weight("layers.0.self_attn.q_proj", (2, 4)), QuantizedWeight)
+        four = QuantizingWeights(Stored(torch.ones(2, 64)), "int4", quick)  # type: ignore[arg-type]
+        assert isinstance(four.weight("layers.0.self_attn.o_proj", (2, 64)), QuantizedWeight)
+
+
 def test_recorded_programs_give_what_single_calls_give(
     checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,9 @@
 
 The layout is that of compressed-tensors, which vLLM and transformers read too: ``int-quantized`` (8 bits by output,
 activations rounded token by token) or ``pack-quantized`` (4 bits in groups). Embeddings and head stay in full, since
-others have no such arithmetic for them; Octavo, told by ``octavo.quantization`` in config.json, makes them 8 bits while
-it loads the folder, as it does with the checkpoint that the folder was made from. So both give the same tokens.
+others have no such arithmetic for them, and so does what some machines had better multiply in full; Octavo, told by
+``octavo.quantization`` in config.json, makes them 8 bits while it loads the folder, as it does with the checkpoint that
+the folder was made from. So both give the same tokens.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class _Writing:
         self.out = out
         self.quantization = quantization
         self.progress = progress
-        self.weights = QuantizingWeights(SafetensorsWeights(checkpoint), quantization)
+        self.weights = QuantizingWeights(SafetensorsWeights(checkpoint), quantization, full_is_quick=True)
         prefix, self.head = place_of(self.weights)
         self.module = re.compile(rf"{re.escape(prefix)}{_MODULE}")
         self.kinds: dict[tuple[int, int | None], list[str]] = {}  # bits and group size -> modules
@@ -127,12 +128,11 @@ class _Writing:
         module, shape = name.removesuffix(".weight"), self.checkpoint.shape(name)
         if len(shape) == 2 and name.endswith(".weight") and self.module.fullmatch(module):
             weight = self.weights.weight(module, (shape[0], shape[1]))
-            if not isinstance(weight, QuantizedWeight):
-                raise EngineError(f"{module} was not quantised")
-            size = None if weight.group_size == shape[1] else weight.group_size
-            self.kinds.setdefault((weight.bits, size), []).append(module)
-            yield from _spelt(module, weight)
-            return
+            if isinstance(weight, QuantizedWeight):
+                size = None if weight.group_size == shape[1] else weight.group_size
+                self.kinds.setdefault((weight.bits, size), []).append(module)
+                yield from _spelt(module, weight)
+                return
         if len(shape) == 2 and name.endswith(".weight"):
             self.full.append(module)
         yield name, self.checkpoint.read(name, shape)

@@ -207,6 +207,17 @@ class LinearFactory:
         """One line for each shape: what was chosen, and the times that decided."""
         return list(self._notes.values())
 
+    @property
+    def full_is_quick(self) -> bool:
+        """Whether products with weights in full keep up with those of bytes: a matrix unit does both, which takes twice
+        as long for the former; vectors of bytes do seven times the work of others."""
+        return (
+            self._panels is not None
+            and self._panels.by_tiles()
+            and self.dtype == torch.bfloat16
+            and not self.batch_invariant
+        )
+
     def build(self, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None = None) -> Linear:
         """A linear that owns ``weight`` (``[N, K]``, contiguous); the caller should drop it.
 
@@ -236,6 +247,20 @@ class LinearFactory:
         made: QuantizedProduct = kind(weight, bias, activation)
         rows, inputs = weight.shape
         self._notes[rows, inputs, bias is not None] = f"linear {rows}x{inputs}: {made.kind} (by its bits and groups)"
+        return made
+
+    def build_beside_quantized(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        """A product with a weight in full, in a layer of others in few bits: by panels where they serve it, since
+        programs hold them beside those.
+
+        Raises:
+            EngineError: as :meth:`build`.
+        """
+        if not self.full_is_quick or not self._panels.serves(weight):
+            return self.build(weight, bias)
+        made: Linear = self._panels(weight, bias)
+        rows, inputs = weight.shape
+        self._notes[rows, inputs, bias is not None] = f"linear {rows}x{inputs}: {made.kind} (kept in full)"
         return made
 
     def build_gated(

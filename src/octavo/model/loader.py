@@ -18,7 +18,7 @@ from octavo.model.embedding import Embedding, FullEmbedding, HasRows, LooksUp, Q
 from octavo.model.families import read_model_config
 from octavo.model.formats import Weight, Weights, open_weights
 from octavo.model.formats.choose import agreed_quantization
-from octavo.model.formats.quantizing import QuantizingWeights, scheme_of
+from octavo.model.formats.quantizing import QuantizingWeights, better_in_full, scheme_of
 from octavo.model.formats.stacking import stacked
 from octavo.model.heap import give_back
 from octavo.model.linear import GatedLinear, Linear, LinearFactory
@@ -70,11 +70,9 @@ def load_model(
     config = read_model_config(folder)
     weights = open_weights(folder)
     quantization = agreed_quantization(folder, quantization)
-    if quantization is not None:
-        weights = QuantizingWeights(weights, quantization)
     with torch.inference_mode(False), torch.no_grad():
         return _Loading(
-            config, weights, dtype, torch.device(device), kernels, batch_invariant, linear_kind, progress
+            config, weights, dtype, torch.device(device), kernels, batch_invariant, linear_kind, quantization, progress
         ).decoder()
 
 
@@ -86,6 +84,8 @@ def weights_bytes(config: ModelConfig, dtype: torch.dtype, quantization: str | N
         tables = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
         narrowest = min(config.hidden_size, config.q_size)
         bits = (_parameters(config) - tables) * scheme_of("layer", quantization).most_bits(narrowest)
+        if dtype == torch.bfloat16 and better_in_full("o_proj", quantization):
+            bits += config.num_layers * config.hidden_size * config.q_size * 8
         bits += tables * scheme_of(EMBEDDING.removesuffix(".weight"), quantization).most_bits(config.hidden_size)
         return int(bits / 8) + _norms(config) * (dtype.itemsize + wider)
     return (_parameters(config) + config.vocab_size * config.hidden_size) * dtype.itemsize + _norms(config) * wider
@@ -119,6 +119,7 @@ class _Loading:
         kernels: ModuleType,
         batch_invariant: bool,
         linear_kind: str,
+        quantization: str | None,
         progress: Progress | None,
     ) -> None:
         self.config = config
@@ -130,6 +131,8 @@ class _Loading:
         self.dtype, self.notes = resolve_dtype(dtype, self._stored_dtype(), device)
         chooser = KindChooser(linear_kind, LinearChoices.here(kernels.__name__, self.dtype, torch.get_num_threads()))
         self.factory = LinearFactory(self.dtype, device, kernels, batch_invariant, chooser)
+        if quantization is not None:
+            self.weights = QuantizingWeights(weights, quantization, self.factory.full_is_quick)
         self.bytes_read = self.trimmed_at = 0
         self.bytes_kept = 0
         self.bytes_total = _parameters(config) * self.dtype.itemsize
@@ -239,7 +242,10 @@ class _Loading:
 
     def _linear(self, module: str, parts: dict[str, int], width: int, has_bias: bool) -> Linear:
         """The named products of a module as one, stacked in order."""
-        return self.factory.build(*self._stacked(module, parts, width, has_bias))
+        weight, bias = self._stacked(module, parts, width, has_bias)
+        if isinstance(self.weights, QuantizingWeights) and isinstance(weight, torch.Tensor):
+            return self.factory.build_beside_quantized(weight, bias)
+        return self.factory.build(weight, bias)
 
     def _gated(self, module: str, inner: int, width: int) -> GatedLinear:
         """Gate and up as one, with the activation that joins them."""

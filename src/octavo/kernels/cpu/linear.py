@@ -230,6 +230,11 @@ class PanelLinear:
         return has_matrix_unit() or (not DISABLED and {"avx2", "fma"} <= host_features())
 
     @staticmethod
+    def by_tiles() -> bool:
+        """Whether the CPU's matrix unit does it."""
+        return has_matrix_unit()
+
+    @staticmethod
     def serves(weight: torch.Tensor) -> bool:
         """Whether a weight can be cut into panels."""
         return (

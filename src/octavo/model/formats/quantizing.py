@@ -51,12 +51,23 @@ rows are computed.
 """
 
 _ENDS = ("embed_tokens", "lm_head")
+_OUTPUT = "o_proj"
 
 
 def scheme_of(module: str, quantization: str) -> Scheme:
     """How a matrix is quantised. Embeddings and head always have 8 bits: of a small model they are a large part, and
     the only one whose rounding nothing after it makes good."""
     return _BY_OUTPUT if module.endswith(_ENDS) else SCHEMES[quantization]
+
+
+def better_in_full(module: str, quantization: str) -> bool:
+    """Whether a matrix had better not be rounded where it is quick in full: what attention writes to the residual
+    stream, with int8.
+
+    Measured on a 0.6B shape of random weights: of all that int8 takes from the likeness of the logits, a third is the
+    rounding of this matrix and of its inputs, and it is an eighth of a layer.
+    """
+    return quantization == "int8" and module.endswith(_OUTPUT)
 
 
 class QuantizingWeights:
@@ -66,11 +77,13 @@ class QuantizingWeights:
     Args:
         inner: the checkpoint. What it holds in so many bits already is taken as it is.
         quantization: a key of :data:`SCHEMES`.
+        full_is_quick: matrices that are :func:`better_in_full` stay so.
     """
 
-    def __init__(self, inner: Weights, quantization: str) -> None:
+    def __init__(self, inner: Weights, quantization: str, full_is_quick: bool = False) -> None:
         self.inner = inner
         self.quantization = quantization
+        self.full_is_quick = full_is_quick
 
     @property
     def notes(self) -> list[str]:
@@ -90,7 +103,7 @@ class QuantizingWeights:
         return self.inner.read(name, shape)
 
     def weight(self, module: str, shape: tuple[int, int]) -> Weight:
-        """As :meth:`Weights.weight`, in few bits.
+        """As :meth:`Weights.weight`, in few bits but for what stays in full.
 
         Raises:
             ConfigError: it is stored in other bits.
@@ -103,6 +116,8 @@ class QuantizingWeights:
                     f"quantization={self.quantization!r} contradicts the checkpoint, which holds {module} in "
                     f"{weight.bits} bits: leave quantization out"
                 )
+            return weight
+        if self.full_is_quick and better_in_full(module, self.quantization):
             return weight
         try:
             return scheme.quantize(weight)
