@@ -87,7 +87,6 @@ def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any, says:
         ({"device": "cuda", "kernels": "cpu"}, "kernels='cpu' does not compute on a GPU: use one of auto, triton"),
         ({"device": "cuda", "kernels": "reference"}, "kernels='reference' does not compute on a GPU"),
         ({"device": "cuda", "quantization": "int8"}, "quantization='int8' is served on a CPU only: leave it out"),
-        ({"device": "cuda", "kv_cache_dtype": "int8"}, "kv_cache_dtype='int8' is served on a CPU only"),
         ({"device": "cuda", "linear_kind": "panels"}, "linear_kind='panels' is served on a CPU only"),
     ],
 )

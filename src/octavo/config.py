@@ -28,7 +28,7 @@ DEVICES = ("auto", "cpu", "cuda")
 SPECULATIVE = ("ngram",)
 
 GPU_KERNELS = ("auto", "triton")
-GPU_SERVES = {"quantization": (None,), "kv_cache_dtype": ("auto",), "linear_kind": ("auto", "plain")}
+GPU_SERVES = {"quantization": (None,), "linear_kind": ("auto", "plain")}
 """Fields of which a GPU serves these values alone."""
 
 MOST_SWAP_SPACE = 65_536

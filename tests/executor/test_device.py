@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,16 +32,30 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, cuda: str | None = "13.0", gpu: 
         ({"kernels": "cpu"}, "cpu"),
         ({"kernels": "reference"}, "cpu"),
         ({"quantization": "int8"}, "cpu"),
-        ({"kv_cache_dtype": "int8"}, "cpu"),
+        ({"kv_cache_dtype": "int8"}, "cuda"),
+        ({"linear_kind": "panels"}, "cpu"),
     ],
 )
-def test_with_a_gpu_auto_takes_it_unless_a_cpu_is_meant(monkeypatch, fields: dict[str, Any], where: str) -> None:
+def test_with_a_gpu_auto_takes_it_unless_a_cpu_is_meant(
+    monkeypatch, tiny_llama: Path, fields: dict[str, Any], where: str
+) -> None:
     machine(monkeypatch)
-    made = resolved(EngineConfig(**fields))
+    made = resolved(EngineConfig(**fields), tiny_llama)
     assert (made.device, made.depth) == (where, int(where == "cuda"))
-    assert resolved(made) == made
+    assert resolved(made, tiny_llama) == made
     for depth in (0, 1):
-        assert resolved(EngineConfig(depth=depth, **fields)).depth == depth
+        assert resolved(EngineConfig(depth=depth, **fields), tiny_llama).depth == depth
+
+
+@pytest.mark.parametrize(
+    "settings", [{"quantization_config": {"quant_method": "gptq"}}, {"octavo": {"quantization": "int8"}}]
+)
+def test_weights_in_few_bits_are_for_a_cpu(monkeypatch, tiny_llama: Path, tmp_path: Path, settings: dict) -> None:
+    machine(monkeypatch)
+    written = json.loads((tiny_llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(written | settings))
+    assert resolved(EngineConfig(), tmp_path).device == "cpu"
+    assert resolved(EngineConfig(device="cuda"), tmp_path).device == "cuda"  # refused when it is loaded
 
 
 @pytest.mark.parametrize(
@@ -50,11 +66,13 @@ def test_with_a_gpu_auto_takes_it_unless_a_cpu_is_meant(monkeypatch, fields: dic
         ({"triton": False}, r"Triton is not installed: pip install 'octavo\[gpu\]'"),
     ],
 )
-def test_without_one_auto_is_the_cpu_and_asking_for_it_an_error(monkeypatch, has: dict[str, Any], says: str) -> None:
+def test_without_one_auto_is_the_cpu_and_asking_for_it_an_error(
+    monkeypatch, tiny_llama: Path, has: dict[str, Any], says: str
+) -> None:
     machine(monkeypatch, **has)
-    made = resolved(EngineConfig())
+    made = resolved(EngineConfig(), tiny_llama)
     assert (made.device, made.depth) == ("cpu", 0)
     with pytest.raises(ConfigError, match="device='cuda' but " + says):
-        resolved(EngineConfig(device="cuda"))
+        resolved(EngineConfig(device="cuda"), tiny_llama)
     with pytest.raises(ConfigError, match="kernels='triton' but " + says):
-        resolved(EngineConfig(kernels="triton"))
+        resolved(EngineConfig(kernels="triton"), tiny_llama)

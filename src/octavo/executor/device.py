@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 from octavo.config import GPU_KERNELS, EngineConfig
 from octavo.errors import ConfigError
+from octavo.model.formats.choose import agreed_quantization, quantization_settings
 
 
-def resolved(config: EngineConfig) -> EngineConfig:
+def resolved(config: EngineConfig, folder: Path) -> EngineConfig:
     """The configuration with a ``device`` and a ``depth`` that are no longer open.
 
-    "auto" is the GPU where PyTorch sees one, Triton is installed, and every other field asks for what a GPU serves. No
-    step waits for Python on a GPU, so there the next plan is made while one runs (``depth`` 1); on a CPU both would
-    want the same cores.
+    "auto" is the GPU where PyTorch sees one, Triton is installed, the weights are not in few bits, and every other
+    field asks for what a GPU serves. No step waits for Python on a GPU, so there the next plan is made while one runs
+    (``depth`` 1); on a CPU both would want the same cores.
+
+    Args:
+        config: the engine's.
+        folder: the model.
 
     Raises:
         ConfigError: a GPU is asked for, and there is none, or no Triton to compute with on it.
+        UnsupportedModelError: what config.json says of quantisation cannot be understood.
     """
     wants = config.device == "cuda" or (config.device == "auto" and config.kernels == "triton")
     lacks = _lacks()
     if wants and lacks is not None:
         raise ConfigError(f"{_asked(config)} but {lacks}")
     if config.device == "auto" and not wants:
-        wants = lacks is None and config.kernels in GPU_KERNELS and not config.cpu_only()
+        wants = lacks is None and config.kernels in GPU_KERNELS and not config.cpu_only() and _is_in_full(folder)
     depth = int(wants) if config.depth is None else config.depth
     return replace(config, device="cuda" if wants else "cpu", depth=depth)
+
+
+def _is_in_full(folder: Path) -> bool:
+    return quantization_settings(folder) is None and agreed_quantization(folder, None) is None
 
 
 def _asked(config: EngineConfig) -> str:

@@ -74,7 +74,7 @@ def inspect(config: EngineConfig, folder: Path | None = None, accelerator: Accel
     folder = resolve_model(config.model, config.revision) if folder is None else folder
     model, stored_weights = read_model_config(folder), open_weights(folder)
     if accelerator is None:
-        config = resolved(config)
+        config = resolved(config, folder)
         accelerator = CudaAccelerator() if config.device == "cuda" else None
     machine, backend = Machine.inspect(), choose_backend(config)
     threads = config.num_threads or default_threads()

@@ -18,7 +18,7 @@ def create_executor(config: EngineConfig, folder: Path, progress: Progress | Non
         ConfigError: there is no such device here, or the configuration does not fit the machine or the model.
         ModelError: the model cannot be used.
     """
-    config = resolved(config)
+    config = resolved(config, folder)
     if config.device == "cpu":
         return TorchExecutor(config, folder, progress)
     from octavo.executor.gpu.executor import GpuExecutor

@@ -13,7 +13,8 @@ PyTorch's own operations run at once, so a main stream that fails to wait for an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
@@ -149,7 +150,7 @@ class StandInGraph:
         for function, args, kwargs, results in self._nodes:
             fresh = tree_leaves(function(*args, **kwargs))
             old = tree_leaves(results)
-            inputs = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
+            inputs = {leaf.untyped_storage().data_ptr() for leaf in _tensors((args, kwargs))}
             for result, kept in zip(fresh, old, strict=True):
                 if _is_tensor(kept) and kept.untyped_storage().data_ptr() not in inputs:
                     assert result.shape == kept.shape, f"{function}: {tuple(kept.shape)} became {tuple(result.shape)}"
@@ -179,29 +180,36 @@ class _Tape(TorchDispatchMode):
             return function(*args, **kwargs)
         self._depth += 1
         try:
-            for leaf in tree_leaves((args, kwargs)):
-                self._keep(leaf)
+            for tensor in _tensors((args, kwargs)):
+                self._keep(tensor)
             results = function(*args, **kwargs)
         finally:
             self._depth -= 1
-        for leaf in tree_leaves(results):
-            if _is_tensor(leaf) and leaf.untyped_storage().data_ptr() not in self._before:
-                self._own[leaf.untyped_storage().data_ptr()] = leaf
+        for tensor in _tensors(results):
+            if tensor.untyped_storage().data_ptr() not in self._before:
+                self._own[tensor.untyped_storage().data_ptr()] = tensor
         self.nodes.append((function, args, kwargs, results))
         return results
 
-    def _keep(self, leaf: Any) -> None:
-        if not _is_tensor(leaf):
-            return
-        place = leaf.untyped_storage().data_ptr()
+    def _keep(self, tensor: torch.Tensor) -> None:
+        place = tensor.untyped_storage().data_ptr()
         if place and place not in self._before and place not in self._own:
-            whole = torch.empty(0, dtype=torch.uint8).set_(leaf.untyped_storage())
+            whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
             self._before[place] = (whole, whole.clone())
 
     def undo(self) -> None:
         """As before the capture."""
         for whole, before in self._before.values():
             whole.copy_(before)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Those among the arguments of an operation, within dataclasses too."""
+    for leaf in tree_leaves(value):
+        if _is_tensor(leaf):
+            yield leaf
+        elif is_dataclass(leaf):
+            yield from _tensors([getattr(leaf, item.name) for item in fields(leaf)])
 
 
 def _is_tensor(leaf: Any) -> bool:

@@ -147,6 +147,18 @@ def test_a_graph_cannot_wait_nor_bring_anything_from_the_host(wait) -> None:
     assert not device.graphs
 
 
+def test_a_capture_leaves_what_kernels_reach_through_other_objects_as_it_was() -> None:
+    device = StandIn()
+    launch = device.kernels(REFERENCE)
+    layout = kernels.KvLayout(1, 1, 4, 2, torch.int8)
+    kv = layout.view(layout.allocate(3))
+    rows, slots = torch.ones(1, 1, 4), torch.tensor([3])
+    graph = device.capture(lambda: launch.write_kv(rows, rows, kv, 0, slots), None)
+    assert not kv.values.any()
+    graph.replay()
+    assert kv.values[1, 0, :, 0, 1].tolist() == [[127] * 4] * 2
+
+
 def test_memory_runs_out_where_a_test_says() -> None:
     device = StandIn()
     launch = device.kernels(REFERENCE)

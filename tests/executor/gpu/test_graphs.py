@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from executor.gpu.stand_in import StandIn
+from executor.gpu.stand_in_engine import settings_of, stand_in_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo import EngineConfig, LLMEngine
 from octavo.executor.gpu.graphs import GraphLadder, ladder_sizes
 
 GIB = 2**30
@@ -137,3 +140,14 @@ def test_a_step_that_cannot_be_captured_is_run_as_it_is(caplog: pytest.LogCaptur
     assert len(ladder.notes) == 1
     assert "not permitted when stream is capturing" in ladder.notes[0]
     assert "decode steps run without graphs" in caplog.text
+
+
+def test_int8_keys_and_values_in_graphs(tiny_llama: Path) -> None:
+    """They are memory that graphs write to, like any other."""
+    config = EngineConfig(model=str(tiny_llama), **settings_of(depth=1, kv_cache_dtype="int8"))
+    prompts, found = [[5, 6, 7], [8] * 9, [9, 10] * 8], []
+    for engine in (stand_in_engine(config), LLMEngine(config)):
+        with engine:
+            outputs = engine.generate(prompts, temperature=0.0, max_tokens=14, ignore_eos=True)
+            found.append([output.outputs[0].token_ids for output in outputs])
+    assert found[0] == found[1]
