@@ -12,8 +12,6 @@ from octavo.errors import EngineError
 from octavo.executor.gpu.state import DeviceSlots
 from octavo.plan import PENDING, Chunk, Want
 
-_DRAW = bytes([Want.SAMPLE])
-
 
 @dataclass(frozen=True, slots=True)
 class ChunkColumns:
@@ -44,7 +42,7 @@ class ChunkColumns:
         """Whether every chunk is one token from which one token is drawn: a pure decode step."""
         return (
             self.total == len(self.chunks)
-            and bytes(self.wants) == _DRAW * len(self.chunks)
+            and self.wants.count(Want.SAMPLE) == len(self.chunks)
             and not any(self.drafts)
             and [*map(len, self.draws)].count(1) == len(self.draws)
         )
@@ -59,13 +57,14 @@ class ChunkColumns:
         columns = zip(*chunks, strict=True)
         slots_, seq_ids, starts_, counts_, tokens_, keeps, added, outputs_from, wants, draws, drafts = columns
         number = len(chunks)
-        slots, starts = np.array(slots_, np.int64), np.array(starts_, np.int64)
-        counts = np.array(counts_, np.int64)
+        slots, ids, starts, counts = (
+            np.fromiter(column, np.int64, count=number) for column in (slots_, seq_ids, starts_, counts_)
+        )
         ends = starts + counts
         query_start = np.zeros(number + 1, np.int32)
         np.cumsum(counts, out=query_start[1:])
         total = int(query_start[-1])
-        strangers = state.seq_id[slots] != np.array(seq_ids, np.int64)
+        strangers = state.seq_id[slots] != ids
         if strangers.any():
             row = int(strangers.argmax())
             raise EngineError(f"slot {slots_[row]} does not hold sequence {seq_ids[row]}")
@@ -75,7 +74,7 @@ class ChunkColumns:
         pending = token_ids == PENDING
         has_pending = bool(pending.any())
         if has_pending:
-            owner = np.repeat(slots, counts)
+            owner = slots if total == number else np.repeat(slots, counts)
             if not state.sampled[owner[pending]].all():
                 raise EngineError("a chunk waits for a sample that its sequence has not drawn")
         places, blocks = _update_tables(slots, keeps, added, state)
@@ -108,18 +107,20 @@ def _update_tables(
     state: DeviceSlots,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Cut and lengthen the tables, as far as the host knows them; what the device has to set."""
-    kept = np.array(keeps, np.int32)
+    kept = np.fromiter(chain.from_iterable(keeps), np.int32, count=len(slots) * state.num_groups)
+    kept = kept.reshape(len(slots), -1)
     if (kept > state.table_len[slots]).any():
         raise EngineError("a chunk keeps more blocks than its table has")
     state.table_len[slots] = kept
     places: list[int] = []
     blocks: list[int] = []
-    rows = state.num_slots + 1
-    for row, groups in enumerate(added):
-        if not any(groups):  # in the steady state all chunks but one in block_size
-            continue
-        slot = int(slots[row])
+    rows, nothing = state.num_slots + 1, ((),) * state.num_groups
+    # In the steady state one chunk in block_size.
+    for row in [row for row, groups in enumerate(added) if groups != nothing]:
+        groups, slot = added[row], int(slots[row])
         for group, own in enumerate(groups):
+            if not own:
+                continue
             first = int(kept[row, group])
             end = first + len(own)
             if end > state.width:

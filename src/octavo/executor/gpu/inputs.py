@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class StepInputs:
         box.begin()
         logical, offset = np.divmod(columns.starts, self._block_size)
         place = columns.slots * slots.width + logical
-        indexes = np.fromiter((draws[0] for draws in columns.draws), np.int64, count=number)
+        indexes = np.fromiter(chain.from_iterable(columns.draws), np.int64, count=number)
         filler = slots.filler
         for field, values, fill in (
             (_Field.TOKEN, columns.token_ids, 0),
