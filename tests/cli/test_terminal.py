@@ -44,6 +44,7 @@ def test_load_progress_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines == ["loading weights: 1 MB of 5 MB", "compiling a: 0 of 2", "compiling b: 1 of 2", "fetching x: 3"]
     with LoadProgress(quiet=True) as progress:
         progress("loading weights", 1, 2)
+    progress("capturing decode steps", 1, 2)  # its time is over
     assert len(sys.stderr.getvalue().splitlines()) == 4  # type: ignore[attr-defined]
 
 
@@ -53,6 +54,9 @@ def test_load_progress_as_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with LoadProgress() as progress:
         progress("loading weights", 2_000_000, 4_000_000)
         progress("compiling a", 1, 2)
+    before = len(sys.stderr.getvalue())  # type: ignore[attr-defined]
+    progress("capturing decode steps", 1, 2)
+    assert len(sys.stderr.getvalue()) == before  # type: ignore[attr-defined]
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "\x1b[" in shown
     assert "loading weights" in shown or "compiling a" in shown

@@ -73,7 +73,8 @@ def read_line(prompt: str) -> str:
 
 
 class LoadProgress:
-    """Shows what takes long before the first token: fetching, loading, compiling. On stderr; a context manager.
+    """Shows what takes long before the first token: fetching, loading, compiling. On stderr; a context manager, which
+    after its end shows nothing more.
 
     Called with (what, done, total), ``total`` 0 while unknown.
     """
@@ -92,6 +93,7 @@ class LoadProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._quiet = True  # whoever still calls, a step that captures a graph, would write into the text
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

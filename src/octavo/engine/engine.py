@@ -49,7 +49,8 @@ class LLMEngine:
 
     Args:
         config: what to run and how.
-        progress: called while files are fetched, weights loaded and kernels compiled.
+        progress: called while files are fetched, weights loaded and kernels compiled; on a GPU in later steps too, when
+            one is captured as a graph.
         recorder: sees every plan.
         executor: runs the plans; by default the one that ``config`` asks for is made.
 

@@ -80,12 +80,14 @@ def test_every_step_is_run_exactly_once_whatever_becomes_of_the_captures(
 
 def test_a_size_is_captured_once_and_then_replayed() -> None:
     device, counting = StandIn(), Counting()
-    ladder = GraphLadder(device, (1, 2, 4), GIB)
+    lines: list[tuple[str, int, int]] = []
+    ladder = GraphLadder(device, (1, 2, 4), GIB, lambda *line: lines.append(line))
     for _ in range(5):
         counting.run(ladder, 3)
     assert ladder.captured == (4,)
     assert [graph.replays for graph in device.graphs] == [4]
     assert counting.launched == 2  # the first step, and its capture
+    assert lines == [("capturing decode steps", 1, 3)]
     counting.run(ladder, 5)  # larger than any
     assert ladder.captured == (4,)
     assert counting.rows[:6].tolist() == [6, 6, 6, 6, 1, 0]

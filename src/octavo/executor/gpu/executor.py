@@ -80,7 +80,7 @@ class GpuExecutor:
     Args:
         config: the engine's configuration.
         folder: the model, in Hugging Face layout.
-        progress: called while weights are loaded, kernels compiled and graphs captured.
+        progress: called while weights are loaded, kernels compiled and, in later steps too, graphs captured.
         accelerator: the device [the current CUDA device].
         kernels: the backend [as configured].
 
@@ -119,6 +119,7 @@ class GpuExecutor:
         model, self._block_size = self._decoder.config, config.block_size
         self._layout = kv_layout(config, model, self._decoder.dtype)
         self._vocab_size, self._max_tokens = model.vocab_size, config.max_num_batched_tokens
+        self._progress = progress
         self._outbox = Outbox(accelerator)
         self._plain = PlainResults()
         self._collected = 0.0
@@ -134,20 +135,20 @@ class GpuExecutor:
             attention_flops=model.attention_flops,
             depth=config.depth or 0,
         )
-        self.memory_plan = self._planned(config, progress)
+        self.memory_plan = self._planned(config)
         self._furnish(config, self.memory_plan)
         if self.memory_plan.num_host_blocks and config.preemption == "auto":
             self._facts = self._measured(config)
         if config.speculative is not None and config.row_cost is None:
             self._facts = self._priced(config)
 
-    def _planned(self, config: EngineConfig, progress: Progress | None) -> MemoryPlan:
+    def _planned(self, config: EngineConfig) -> MemoryPlan:
         """Measure on a few blocks what everything but the pool takes, and plan the pool."""
         accelerator, model, page_bytes = self._accelerator, self._decoder.config, self._layout.page_bytes
         groups, length = model.layer_groups, model.context_length
         num_blocks, context = first_pool(config, groups, length)
-        if progress is not None:
-            progress("measuring the largest step", 0, 0)
+        if self._progress is not None:
+            self._progress("measuring the largest step", 0, 0)
         remedy = f"lower max_num_batched_tokens={config.max_num_batched_tokens} or max_num_seqs={config.max_num_seqs}"
 
         def measure() -> Profile:
@@ -204,7 +205,8 @@ class GpuExecutor:
         self._logprobs = torch.zeros(rows, device=device)
         self._failures = torch.zeros(rows, dtype=torch.int32, device=device)
         self._sampler = DeviceSampler(self._kernels, config.max_num_seqs, model.vocab_size, device)
-        self._ladder = GraphLadder(accelerator, ladder_sizes(rows) if config.cuda_graphs else (), graph_bytes)
+        sizes = ladder_sizes(rows) if config.cuda_graphs else ()
+        self._ladder = GraphLadder(accelerator, sizes, graph_bytes, self._progress)
         self._relief = MemoryRelief(accelerator, self._ladder)
         self._facts = replace(self._facts, num_blocks=num_blocks, max_model_len=max_model_len)
 

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 from octavo.executor.gpu.accelerator import Accelerator, Graph
+from octavo.hub import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,20 @@ class GraphLadder:
         accelerator: the device.
         sizes: of the batches, ascending. () for a ladder on which nothing is captured.
         budget_bytes: of memory that graphs may take.
+        progress: called after each capture.
     """
 
-    def __init__(self, accelerator: Accelerator, sizes: tuple[int, ...], budget_bytes: int) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        sizes: tuple[int, ...],
+        budget_bytes: int,
+        progress: Progress | None = None,
+    ) -> None:
         self._accelerator = accelerator
         self._sizes = sizes
         self._budget = budget_bytes
+        self._progress = progress
         self._graphs: dict[int, Graph] = {}
         self._pool: object = None
         self._is_full = False
@@ -132,6 +141,8 @@ class GraphLadder:
             len(self._graphs),
             len(self._sizes),
         )
+        if self._progress is not None:
+            self._progress("capturing decode steps", len(self._graphs), len(self._sizes))
 
     def _fill(self, why: str) -> None:
         self._is_full = True
