@@ -183,8 +183,8 @@ def _purpose(kernel: Any) -> str:
 def profile(run: Callable[[], tuple[float, float]], decoder: Any) -> dict[str, float]:
     """Shares of the time of ``run``, which gives its seconds and, of these, the executor's.
 
-    What a step does between two attentions is one launch. How much of that are products is taken from a second run,
-    in which everything is launched by itself.
+    A step that decodes is one launch, and in others what lies between two attentions. What such launches spend on what
+    is taken from a second run, in which everything is launched by itself.
     """
     with launches_timed() as times:
         whole, executor = run()
@@ -197,13 +197,10 @@ def profile(run: Callable[[], tuple[float, float]], decoder: Any) -> dict[str, f
     finally:
         decoder._recordable = recordable
         decoder._views.clear()
-    more = {name: max(0.0, apart[name] - times[name]) for name in ("matrix products", "other kernels")}
+    names = ("matrix products", "attention", "other kernels")
+    more = {name: max(0.0, apart[name] - times[name]) for name in names}
     programs, kernels = times.pop("programs", 0.0), sum(times.values())
-    share = more["matrix products"] / (sum(more.values()) or 1.0)
-    seconds = {
-        "matrix products": times["matrix products"] + share * programs,
-        "attention": times["attention"],
-        "other kernels": times["other kernels"] + (1 - share) * programs,
+    seconds = {name: times[name] + programs * more[name] / (sum(more.values()) or 1.0) for name in names} | {
         "Python and torch's operators in the executor": executor - kernels - programs,
         "Python in scheduler and engine": whole - executor,
     }

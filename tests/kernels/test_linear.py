@@ -62,6 +62,9 @@ def test_products(
     assert bool(((out.double() - expected).abs() <= 1.01 * HALF_UNIT * expected.abs() + lost).all())
     assert bool(room[0].isnan().all() and room[-1].isnan().all() and room[:, linear.outputs :].isnan().all())
     assert torch.equal(linear(x), out)
+    wide = linear(x, torch.full((*out.shape,), math.nan))
+    assert torch.equal(wide.bfloat16(), out)
+    assert bool(((wide.double() - expected).abs() <= lost + 1e-4 * expected.abs()).all())
 
 
 @pytest.mark.skipif(INTERPRETED, reason="too many rows for Python")
@@ -125,7 +128,7 @@ def test_what_it_does_not_serve_is_refused() -> None:
         (x.float(), out),
         (x[:, :16], out),
         (x[:2], out),
-        (x, out.float()),
+        (x, out.half()),
         (x, torch.empty(3, 32, dtype=torch.bfloat16)),
     ):
         with pytest.raises(ValueError, match="must be"):

@@ -123,6 +123,7 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
         add("rotate", At(0), At(500), count)
         add("shift_divide", At(0), 0.5, 0.7, At(300), count)
         add("largest", At(7), count)
+        add("largest_if_finite", At(7), count)
         add("first_equal", At(0), count, 123.0)
         for dtype in (F32, BF16, F16):
             add("widen", dtype, At(0), At(300), count)
@@ -302,7 +303,10 @@ def test_a_product_beside_which_another_is_written_gives_the_bits_of_both_apart(
 def test_both_forms_of_writing_a_panel_agree(kind: int, bias: Any) -> None:
     memory = noise_memory()
     memory[3000:3016].view(np.uint16)[:] = memory[5000:5032].view(np.uint32) >> 16
-    _, left, _, compiled_left = run_both("_write_panel", memory, [kind, At(0), 7, bias, At(4000), 4 * 40])
+    _, wide, _, compiled_wide = run_both("_write_panel", memory, [F32, kind, At(0), 7, bias, At(4000), 4 * 40])
+    np.testing.assert_allclose(wide[4000:4280], compiled_wide[4000:4280], rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(wide[4000:4280], memory[4000:4280])
+    _, left, _, compiled_left = run_both("_write_panel", memory, [BF16, kind, At(0), 7, bias, At(4000), 4 * 40])
     width = panels.PANEL if kind == panels.PLAIN else panels.PANEL // 2
     a, b = (
         np.stack([x[4000 + 40 * i :][: width // 2].view(np.uint16).astype(np.int64) for i in range(7)])

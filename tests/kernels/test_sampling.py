@@ -143,6 +143,25 @@ def test_greedy_is_the_first_of_equals(name: str, vocab: int) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("vocab", [1, 15, 64, 1000] if INTERPRETED else [1, 15, 64, 10_001, 70_003])
+@pytest.mark.usefixtures("two_threads")
+def test_the_likeliest_of_a_row_or_none_where_it_is_not_finite(name: str, vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    for rows in (1, 3, 9):
+        logits = torch.randn(rows, vocab, generator=generator).round(decimals=1)
+        expected = logits.argmax(1)
+        assert torch.equal(backend(name).greedy(logits), expected)
+        for poison in (math.nan, math.inf, -math.inf):
+            spoilt = logits.clone()
+            spoilt[rows // 2, vocab // 3] = poison
+            expected[rows // 2] = -1
+            assert torch.equal(backend(name).greedy(spoilt), expected)
+    assert backend(name).greedy(torch.empty(0, vocab)).shape == (0,)
+    large = torch.full((1, vocab), 3e38)  # a sum of them is infinite
+    assert backend(name).greedy(large).tolist() == [0]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("temperature", [1e-30, 1e-6, 1e6])
 def test_extreme_temperatures(name: str, temperature: float) -> None:
     logits = torch.tensor([[1.0, 3.0, -2.0, 2.9]] * 50)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.executor.batch import Batch
-from octavo.executor.sampler import not_finite, top_logprobs
+from octavo.executor.sampler import top_logprobs
 from octavo.executor.slots import SlotTable
 from octavo.plan import Sample, Want
 
@@ -59,14 +59,14 @@ def score_prompt(
         chunk: what is wanted.
         hidden: what the decoder's last norm gave for the rows wanted, [len(chunk.tokens), hidden_size].
         head: rows of ``hidden`` to float32 logits.
-        kernels: ``log_softmax_gather`` and ``top_logprobs`` are used.
+        kernels: ``greedy``, ``log_softmax_gather`` and ``top_logprobs`` are used.
     """
     samples: list[Sample] = []
     start, size = 0, 1  # the first row tells how wide the logits are
     while start < len(chunk.tokens):
         tokens = chunk.tokens[start : start + size]
         logits = head(hidden[start : start + size])
-        if not_finite(logits):
+        if int(kernels.greedy(logits).min()) < 0:
             return None
         logprobs = kernels.log_softmax_gather(logits, torch.from_numpy(tokens)).tolist()
         alternatives = top_logprobs(kernels, logits, [chunk.count] * len(tokens))

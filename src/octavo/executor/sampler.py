@@ -37,7 +37,8 @@ class Sampler:
     """Draws for a batch of rows.
 
     Args:
-        kernels: a backend of :mod:`octavo.kernels`; ``sample``, ``log_softmax_gather`` and ``top_logprobs`` are used.
+        kernels: a backend of :mod:`octavo.kernels`; ``greedy``, ``sample``, ``log_softmax_gather`` and
+            ``top_logprobs`` are used.
         slots: each sequence's parameters.
     """
 
@@ -63,11 +64,12 @@ class Sampler:
             draws: the noise indexes to draw with, one sample each; none for LOGPROBS.
         """
         state = self._slots
-        failed = not_finite(logits)
+        likeliest = self._kernels.greedy(logits).tolist()
+        failed = {row: NOT_FINITE for row, token in enumerate(likeliest) if token < 0}
         num_draws = [*map(len, draws)]
         once = num_draws.count(1) == len(num_draws)
         if once and not failed and not state.special[slots].any():
-            tokens = self._draw(logits, slots, positions, draws)
+            tokens = self._draw(logits, slots, positions, draws) if state.temperature[slots].any() else likeliest
             state.last_token[slots] = tokens
             return [ChunkResult((Sample(token),)) for token in tokens]
 
@@ -205,15 +207,6 @@ def top_logprobs(kernels: ModuleType, logits: torch.Tensor, counts: list[int]) -
         tuple(zip(row_ids[:count], row_values[:count], strict=True))
         for row_ids, row_values, count in zip(ids.tolist(), values.tolist(), counts, strict=True)
     ]
-
-
-def not_finite(logits: torch.Tensor) -> dict[int, str]:
-    """Rows that hold a NaN or an infinity. A sum shows both, and costs one pass; only where it is not finite (large
-    numbers may overflow it) is each number looked at."""
-    finite = np.isfinite(logits.sum(dim=1).numpy(force=True))
-    if finite.all():
-        return {}
-    return {row: NOT_FINITE for row in np.flatnonzero(~finite).tolist() if not bool(logits[row].isfinite().all())}
 
 
 def _likeliest(scores: torch.Tensor, count: int) -> Top:

@@ -171,7 +171,8 @@ class TorchExecutor:
         scored = scored_chunks(batch, self._slots)
         if scored:
             return self._compute_scored(batch, reads, scored)
-        logits = self._decoder.forward(batch.token_ids, self._kv, batch.meta, torch.from_numpy(reads.rows))
+        rows = None if len(reads.rows) == len(batch.token_ids) else torch.from_numpy(reads.rows)
+        logits = self._decoder.forward(batch.token_ids, self._kv, batch.meta, rows)
         return tuple(self._sample(batch, reads, logits))
 
     def _compute_scored(self, batch: Batch, reads: Reads, scored: list[ScoredChunk]) -> tuple[ChunkResult, ...]:

@@ -30,6 +30,8 @@ int8 a :class:`QuantizedKv`. Outputs are written to ``out``, which the caller pr
   seeds [B] uint64-as-int64, indexes [B] int64, positions [B] int64) -> tokens [B] int64``: the arg-max of
   logits / temperature + Gumbel noise over the tokens that top_k, top_p, min_p leave (in that order, on the distribution
   after temperature); the plain arg-max (first of equals) where temperature is 0. Noise: see ``kernels/noise.py``.
+- ``greedy(logits [B, V] float32) -> tokens [B] int64``: the arg-max, of equals the first; -1 where a row holds a NaN or
+  an infinity. The backends ``reference`` and ``cpu`` have it
 - ``log_softmax_gather(logits [B, V] float32, tokens [B] int64) -> [B] float32``: their log-probabilities
 - ``top_logprobs(logits [B, V] float32, k) -> (ids [B, k] int64, logprobs [B, k] float32)``: likeliest first, of equals
   the lower id

@@ -41,9 +41,19 @@ class DecoderLayer:
 
 
 @dataclass(slots=True)
+class _Step:
+    """A recorded step, and what it was recorded for."""
+
+    kv: Kv
+    with_head: bool  # it ends with logits, in the decoder's memory for them
+    program: Any
+
+
+@dataclass(slots=True)
 class _Buffers:
     """Activations of one batch size: views of the decoder's storage."""
 
+    tokens: torch.Tensor  # int64 [T]
     residual: torch.Tensor  # [T, hidden]
     normed: torch.Tensor  # [T, hidden]
     attended: torch.Tensor  # [T, heads * head_dim]
@@ -51,7 +61,7 @@ class _Buffers:
     qkv: torch.Tensor  # [T, (heads + 2 kv_heads) * head_dim]
     mixed: torch.Tensor  # [T, hidden]
     programs: list[Any] | None = None  # recorded: what comes before the first attention, then what follows each
-    step: tuple[Kv, Any] | None = None  # recorded: all layers of a batch that is decoded, with the memory it is for
+    step: _Step | None = None  # recorded: all of a batch that is decoded
 
 
 class Decoder:
@@ -103,8 +113,10 @@ class Decoder:
             for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
         )
         self._decodes = self._recordable and kernels.decodes(1, config.head_dim, batch_invariant)
+        self._head_recordable = getattr(head, "recordable", False) and getattr(head, "widens", False)
         self._scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
+        self._embeds = self._embedding_scale == 1.0 and getattr(embedding, "recordable", False)
         self._capacity = 0
         self._storage: _Buffers
         self._views: dict[int, _Buffers] = {}
@@ -128,6 +140,7 @@ class Decoder:
             self._views.clear()
             config = self.config
             self._storage = _Buffers(
+                tokens=torch.zeros(self._capacity, dtype=torch.int64, device=self.device),
                 residual=self._empty(self._capacity, config.hidden_size),
                 normed=self._empty(self._capacity, config.hidden_size),
                 attended=self._empty(self._capacity, config.q_size),
@@ -159,6 +172,11 @@ class Decoder:
         Returns:
             ``out``, or float32 ``[R, vocab]``, good until the next call. The caller may write to it, in inference mode.
         """
+        count = token_ids.shape[0]
+        if rows is None and out is None and self._head_recordable and self._has_step(count, meta):
+            logits = self._room_for_logits(count)
+            self._run_step(token_ids, kv, meta, logits)
+            return self._capped(logits)
         return self.logits(self.hidden(token_ids, kv, meta, rows), out)
 
     __call__ = forward
@@ -168,8 +186,7 @@ class Decoder:
         """The head alone: rows of :meth:`hidden` to float32 ``[R, vocab]``, in ``out`` or good until the next call."""
         if not hidden.shape[0]:
             return self._logits[:0]
-        logits, cap = self._head_to_float(hidden, out), self.config.logit_softcap
-        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
+        return self._capped(self._head_to_float(hidden, out))
 
     @torch.inference_mode()
     def multiply(self, num_tokens: int) -> None:
@@ -202,20 +219,16 @@ class Decoder:
         Returns:
             ``[R, hidden]`` after the final norm, in the decoder's dtype, good until the next call.
         """
-        self.reserve(token_ids.shape[0], meta[0].max_context)
-        buffers = self._buffers(token_ids.shape[0])
+        count, last = token_ids.shape[0], len(self._layers) - 1
+        if self._has_step(count, meta):
+            normed = self._run_step(token_ids, kv, meta).normed
+            return normed if rows is None else normed.index_select(0, rows)
+        self.reserve(count, meta[0].max_context)
+        buffers = self._buffers(count)
         residual, normed, attended, qkv = buffers.residual, buffers.normed, buffers.attended, buffers.qkv
-        recorded = self._recordable and len(normed) <= _RECORDED_ROWS
         in_place = self._in_place
-        last = len(self._layers) - 1
-
-        self._embedding(token_ids, residual)
-        if self._embedding_scale != 1.0:
-            residual.mul_(self._embedding_scale)
-        if recorded and meta[0].max_query == 1 and self._decodes:
-            self._step(buffers, kv, meta).run(meta)
-            return normed if rows is None or len(rows) == len(normed) else normed.index_select(0, rows)
-        programs = self._programs(buffers) if recorded else None
+        programs = self._programs(buffers) if self._recordable and count <= _RECORDED_ROWS else None
+        self._embed(token_ids, residual)
         if programs:
             programs[0].run()
         else:
@@ -290,21 +303,53 @@ class Decoder:
             programs.append(program)
         return programs
 
-    def _step(self, buffers: _Buffers, kv: Kv, meta: Sequence[AttentionMetadata]) -> Any:
-        """All layers as one launch, for a batch like ``meta``'s: every sequence brings one row."""
-        if buffers.step is not None and buffers.step[0] is kv:
-            return buffers.step[1]
+    def _embed(self, token_ids: torch.Tensor, residual: torch.Tensor) -> None:
+        self._embedding(token_ids, residual)
+        if self._embedding_scale != 1.0:
+            residual.mul_(self._embedding_scale)
+
+    def _has_step(self, count: int, meta: Sequence[AttentionMetadata]) -> bool:
+        """Whether a batch of ``count`` rows is one recorded program: every sequence brings one of them."""
+        return self._recordable and self._decodes and meta[0].max_query == 1 and 0 < count <= _RECORDED_ROWS
+
+    def _run_step(
+        self, token_ids: torch.Tensor, kv: Kv, meta: Sequence[AttentionMetadata], logits: torch.Tensor | None = None
+    ) -> _Buffers:
+        """A batch that has a step, from tokens to the last norm, or to ``logits``."""
+        count, with_head = token_ids.shape[0], logits is not None
+        self.reserve(count, meta[0].max_context)
+        buffers = self._buffers(count)
+        step = buffers.step
+        if step is None or step.kv is not kv or step.with_head != with_head:
+            step = buffers.step = _Step(kv, with_head, self._record_step(buffers, kv, meta, logits))
+        if self._embeds:
+            buffers.tokens.copy_(token_ids)
+        else:
+            self._embed(token_ids, buffers.residual)
+        step.program.run(meta)
+        return buffers
+
+    def _record_step(
+        self, buffers: _Buffers, kv: Kv, meta: Sequence[AttentionMetadata], logits: torch.Tensor | None
+    ) -> Any:
         kernels, first = self._kernels, self._layers[0]
         with kernels.recording(meta) as program:
+            if self._embeds:
+                self._embedding(buffers.tokens, buffers.residual)
             kernels.rms_norm(buffers.residual, first.input_norm, self.config.norm_eps, buffers.normed)
             for index, layer in enumerate(self._layers):
                 layer.qkv(buffers.normed, buffers.qkv)
                 self._attend(layer, buffers.qkv, kv, meta, buffers.attended)
                 self._feed(index, buffers, buffers.mixed)
-        buffers.step = kv, program
+            if logits is not None:
+                self._head(buffers.normed, logits)
         return program
 
-    def _head_to_float(self, hidden: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+        cap = self.config.logit_softcap
+        return logits.div_(cap).tanh_().mul_(cap) if cap else logits
+
+    def _head_to_float(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         if getattr(self._head, "widens", False):
             return self._head(hidden, self._room_for_logits(hidden.shape[0]) if out is None else out)
         if out is not None and out.dtype == hidden.dtype:
@@ -317,6 +362,8 @@ class Decoder:
     def _room_for_logits(self, rows: int) -> torch.Tensor:
         if self._logits.shape[0] < rows:
             self._logits = torch.empty(rows, self.config.vocab_size, dtype=torch.float32, device=self.device)
+            for views in self._views.values():
+                views.step = None  # it names what was there before
         return self._logits[:rows]
 
     def _buffers(self, num_tokens: int) -> _Buffers:
@@ -330,6 +377,7 @@ class Decoder:
     @staticmethod
     def _buffers_of(storage: _Buffers, num_tokens: int) -> _Buffers:
         return _Buffers(
+            tokens=storage.tokens[:num_tokens],
             residual=storage.residual[:num_tokens],
             normed=storage.normed[:num_tokens],
             attended=storage.attended[:num_tokens],

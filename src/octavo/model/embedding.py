@@ -104,10 +104,11 @@ class SharedEmbedding:
         device: where they are.
     """
 
-    __slots__ = ("device", "dtype", "head")
+    __slots__ = ("device", "dtype", "head", "recordable")
 
     def __init__(self, head: LooksUp, dtype: torch.dtype, device: torch.device) -> None:
         self.head = head
+        self.recordable = bool(getattr(head, "recordable", False))  #: whether programs can hold it
         self.dtype = dtype
         self.device = device
 

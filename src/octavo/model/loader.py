@@ -203,6 +203,9 @@ class _Loading:
     def _tied(self, stored: Weight) -> tuple[Embedding, Linear]:
         if isinstance(stored, QuantizedWeight):
             product = self.factory.build_quantized(stored)
+            if isinstance(product, LooksUp):
+                self.bytes_kept += stored.nbytes
+                return SharedEmbedding(product, self.dtype, self.device), product
             source = product if isinstance(product, HasRows) else stored
             self.bytes_kept += stored.nbytes * (2 if source is stored else 1)
             return QuantizedEmbedding(source, self.dtype, self.device), product

@@ -10,7 +10,7 @@ from octavo.kernels.cpu.launch import set_num_threads
 from octavo.kernels.cpu.linear import PanelLinear
 from octavo.kernels.cpu.program import Program, recording
 from octavo.kernels.cpu.rows import add_rms_norm, copy_blocks, gelu_and_mul, rms_norm, rotary_embedding, silu_and_mul
-from octavo.kernels.cpu.sampling import log_softmax_gather, sample, top_logprobs
+from octavo.kernels.cpu.sampling import greedy, log_softmax_gather, sample, top_logprobs
 from octavo.kernels.reference.quantized import QuantizedLinear
 
 QUANTIZED_LINEARS = (Int8PanelLinear, GroupedPanelLinear, QuantizedLinear)
@@ -26,6 +26,7 @@ __all__ = [
     "decodes",
     "fused_attention",
     "gelu_and_mul",
+    "greedy",
     "log_softmax_gather",
     "paged_attention",
     "recording",

@@ -39,6 +39,28 @@ def largest(e: Emitter, x: Value, count: Value) -> Value:
     return e.scalar.maximum(across, tops[1].get())
 
 
+def _largest_if_finite(x: int, count: int) -> np.float32:
+    row = floats(x, count)
+    return np.float32(np.fmax.reduce(row, initial=-np.inf) if np.isfinite(row).all() else np.nan)
+
+
+@primitive("fii", _largest_if_finite)
+def largest_if_finite(e: Emitter, x: Value, count: Value) -> Value:
+    """The largest of a row of f32; NaN if one of them is NaN or infinite."""
+    b = e.b
+    # nothing times zero is zero but what is finite
+    kinds = (e.vector, e.scalar)
+    tops = [e.variable(lanes.const(float("-inf"))) for lanes in kinds]
+    checks = [e.variable(lanes.const(0.0)) for lanes in kinds]
+    for lanes, i in e.elementwise(count):
+        value, which = lanes.load(F32, x, i), int(lanes is e.scalar)
+        tops[which].set(lanes.maximum(value, tops[which].get()))
+        checks[which].set(lanes.fma(value, lanes.const(0.0), checks[which].get()))
+    across = e.halves(tops[0].get(), lambda a, c: b.select(b.fcmp_ordered(">", a, c), a, c))
+    top = e.scalar.maximum(across, tops[1].get())
+    return b.fadd(top, b.fadd(e.total(checks[0].get()), checks[1].get()))
+
+
 def _first_equal(x: int, count: int, value: float) -> int:
     places = np.flatnonzero(floats(x, count) == np.float32(value))
     return int(places[0]) if len(places) else count

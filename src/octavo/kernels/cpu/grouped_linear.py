@@ -67,6 +67,7 @@ from octavo.kernels.cpu.linear import (
     run_length,
     sums_bytes,
 )
+from octavo.kernels.cpu.look_up import GROUPED_4, GROUPED_8, look_up
 from octavo.kernels.cpu.panels import PANEL, PLAIN, ROWS
 from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_i64, store_i64
 from octavo.kernels.quantized import QuantizedWeight
@@ -248,32 +249,20 @@ class GroupedPanelLinear:
         """What the weight takes in memory."""
         return sum(kept.nbytes for kept in (self.packed, self.mins, self.bias) if kept is not None)
 
-    def rows(self, indexes: torch.Tensor) -> QuantizedWeight:
-        """Some of the weight's rows, int64 ``[M]``: a table that is looked up in needs no other copy.
+    def look_up(self, indexes: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write some rows of the weight, int64 ``[T]``, to ``out`` ``[T, K]``, of any floating-point dtype up to
+        float32, which is returned: a table that is looked up in needs no other copy.
 
         Raises:
-            ValueError: the product is gated.
+            ValueError: the product is gated, or ``out`` is not as described.
+            IndexError: there is no such row.
         """
         if self._kind != PLAIN:
             raise ValueError("a gated product's rows are not in order: it is no table")
-        size, bits = self._size, self._bits
-        panels, columns = indexes // PANEL, indexes % PANEL
-        numbers = PANEL * size * bits // 8
-        # the bytes of one column: four inputs of it together, or eight
-        bytes_ = self.packed[:, :, :numbers].unflatten(2, (2, -1, HALF, 4))
-        values = bytes_.permute(0, 2, 4, 1, 3, 5)[panels, columns // HALF, columns % HALF]
-        if bits == 8:
-            values = values.reshape(len(indexes), -1).view(torch.int8)
-        else:
-            inputs = torch.stack((values & 15, values >> 4), dim=3).reshape(len(indexes), -1, 2)
-            values = inputs[..., 0] | inputs[..., 1] << 4
-        kept = torch.float16 if self._scale == F16 else torch.float32
-        scales = self.packed[:, :, numbers:].view(kept)[panels, :, columns].float()
-        mins = scales * CENTRE[4] if bits == 4 else None
-        if self.mins is not None:
-            beyond = self.mins[panels, :, columns].float()
-            mins = beyond if mins is None else mins + beyond
-        return QuantizedWeight(values, scales, mins, bits)
+        mins, layout = self.mins, GROUPED_4 if self._bits == 4 else GROUPED_8
+        least = (0, 0) if mins is None else (mins.data_ptr(), mins.stride(0) * mins.itemsize)
+        groups = (self._size, self.packed.stride(1))
+        return look_up(indexes, out, self.outputs, self.width, layout, self.packed, (0, self._scale), groups, least)
 
     def _pack(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """Bytes ``[panels, groups, n]``: a group's whole numbers, then its scales."""

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from octavo.kernels.cpu import checks
-from octavo.kernels.cpu.emitter import ITEM_SIZE
+from octavo.kernels.cpu.emitter import F32, ITEM_SIZE
 from octavo.kernels.cpu.int8_panels import BYTE_DEPTH, MOST_INPUTS, QUAD, SHIFTED, byte_product, write_byte_panel
 from octavo.kernels.cpu.int8_rows import ROWS_PER_TASK, pack_quantize, quantize_rows, quantize_span, quantized_bytes
 from octavo.kernels.cpu.jit import DISABLED, device, kernel
@@ -47,6 +47,7 @@ from octavo.kernels.cpu.linear import (
     run_length,
     sums_bytes,
 )
+from octavo.kernels.cpu.look_up import QUADS, look_up
 from octavo.kernels.cpu.panels import PANEL, PLAIN, ROWS
 from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_i64
 from octavo.kernels.quantized import QuantizedWeight
@@ -188,17 +189,17 @@ class Int8PanelLinear:
         """What the weight takes in memory."""
         return sum(kept.nbytes for kept in (self.packed, self.scales, self.bias, self._shifts) if kept is not None)
 
-    def rows(self, indexes: torch.Tensor) -> QuantizedWeight:
-        """Some of the weight's rows, int64 ``[M]``, as they were: a table that is looked up in needs no other copy.
+    def look_up(self, indexes: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write some rows of the weight, int64 ``[T]``, to ``out`` ``[T, K]``, of any floating-point dtype up to
+        float32, which is returned: a table that is looked up in needs no other copy.
 
         Raises:
-            ValueError: the product is gated.
+            ValueError: the product is gated, or ``out`` is not as described.
+            IndexError: there is no such row.
         """
         if self._kind != PLAIN:
             raise ValueError("a gated product's rows are not in order: it is no table")
-        by_row = self.packed.permute(0, 2, 4, 1, 3)[indexes // PANEL, indexes % PANEL // 16, indexes % 16]
-        values = by_row.reshape(len(indexes), -1).view(torch.int8)[:, : self.width]
-        return QuantizedWeight(values, self.scales[indexes].unsqueeze(1), None, 8)
+        return look_up(indexes, out, self.outputs, self.width, QUADS, self.packed, (self.scales.data_ptr(), F32))
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product, in ``out`` (of any floating-point dtype up to float32) or in fresh memory of x's dtype.

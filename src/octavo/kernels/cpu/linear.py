@@ -14,7 +14,7 @@ import torch
 
 from octavo.kernels.cpu import checks
 from octavo.kernels.cpu.elementwise import GELU, SILU
-from octavo.kernels.cpu.emitter import BF16
+from octavo.kernels.cpu.emitter import BF16, F32, ITEM_SIZE
 from octavo.kernels.cpu.jit import DISABLED, device, has_matrix_unit, host_features, kernel
 from octavo.kernels.cpu.launch import (
     ARGUMENTS,
@@ -28,6 +28,7 @@ from octavo.kernels.cpu.launch import (
     packer,
     run,
 )
+from octavo.kernels.cpu.look_up import PAIRS, look_up
 from octavo.kernels.cpu.panels import (
     DEPTH,
     LINE,
@@ -61,7 +62,8 @@ ACTIVATIONS = {"silu_and_mul": SILU, "gelu_and_mul": GELU}
 (X, X_STRIDE, COUNT, WEIGHT, STEPS, BIAS, KIND, OUT, OUT_STRIDE, OUT_PANEL, PANELS, RUN, RUNS, CHUNK, BLOCK) = range(
     FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 15, 8
 )
-_pack = packer("15q")
+OUT_DTYPE = FIRST_ARGUMENT + 8 * 15
+_pack = packer("16q")
 
 
 @device
@@ -146,14 +148,18 @@ def _bias(p: int, panel: int) -> int:
 
 @device
 def _write(p: int, memory: int, sums: int, x: int, start: int, rows: int, panel: int) -> None:
-    stride = load_i64(p + OUT_STRIDE)
-    write_panel(load_i64(p + KIND), sums, rows, _bias(p, panel), _place(p, start, panel), stride)
+    dtype, stride = load_i64(p + OUT_DTYPE), load_i64(p + OUT_STRIDE)
+    write_panel(dtype, load_i64(p + KIND), sums, rows, _bias(p, panel), _place(p, start, panel), stride)
 
 
 @device
 def _beside(
     p: int, memory: int, x: int, panel: int, step: int, some: int, sums: int, before: int, rows_at: int, start: int
 ) -> None:
+    if load_i64(p + OUT_DTYPE) != BF16:
+        _write(p, memory, before, rows_at, start, ROWS, panel - 1)
+        _product(p, memory, x, ROWS, panel, step, some, sums, 0)
+        return
     weight = load_i64(p + WEIGHT) + (panel * load_i64(p + STEPS) + step) * STEP_BYTES
     panel_product_beside(
         x, load_i64(p + X_STRIDE), weight, some, sums, step, load_i64(p + KIND), before, _bias(p, panel - 1),
@@ -203,6 +209,7 @@ class PanelLinear:
 
     kind = "panels"
     recordable = True
+    widens = True
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None) -> None:
         if not self.serves(weight) or (bias is not None and bias.dtype != weight.dtype):
@@ -254,13 +261,10 @@ class PanelLinear:
         """
         if self._kind != PLAIN:
             raise ValueError("a gated product has no rows to look up")
-        column = indexes.remainder(PANEL)
-        half = PANEL // 2
-        rows = self.packed[indexes // PANEL, :, column // half, :, column.remainder(half)]
-        return out.copy_(rows.flatten(1).view(torch.bfloat16))
+        return look_up(indexes, out, self.outputs, self.width, PAIRS, self.packed)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The product, in ``out`` or in fresh memory.
+        """The product, in ``out`` (bfloat16, or float32: sums are not rounded then) or in fresh memory.
 
         Raises:
             ValueError: a tensor's shape, dtype or layout is not as described.
@@ -269,10 +273,11 @@ class PanelLinear:
             out = torch.empty(x.shape[0], self.outputs, dtype=torch.bfloat16)
         dtype, count, width, stride, address = checks.matrix("x", x)
         target = checks.matrix("out", out)
-        if dtype != BF16 or width != self.width or target[:3] != (BF16, count, self.outputs):
+        out_dtype = target[0]
+        if (dtype, width) != (BF16, self.width) or out_dtype not in (BF16, F32) or target[1:3] != (count, self.outputs):
             raise ValueError(
                 f"x is {tuple(x.shape)} of {x.dtype} and out {tuple(out.shape)} of {out.dtype}: they must be "
-                f"[M, {self.width}] and [M, {self.outputs}] of bfloat16"
+                f"[M, {self.width}] of bfloat16 and [M, {self.outputs}] of bfloat16 or float32"
             )
         threads = num_threads()
         chunks = -(-count // self._chunk)
@@ -283,8 +288,8 @@ class PanelLinear:
         _pack(
             arguments.words, 0, 0, 0, chunks * runs, arguments.scratch(threads * scratch), scratch, address, stride,
             count, self.packed.data_ptr(), self._steps, 0 if self.bias is None else self.bias.data_ptr(), self._kind,
-            target[4], target[3], 2 * PANEL if self._kind == PLAIN else PANEL, self._panels, length, runs,
-            self._chunk, self._steps if count <= ROWS else self._block,
+            target[4], target[3], (PANEL if self._kind == PLAIN else PANEL // 2) * ITEM_SIZE[out_dtype], self._panels,
+            length, runs, self._chunk, self._steps if count <= ROWS else self._block, out_dtype,
         )  # fmt: skip
         run(multiply, threads, arguments)
         return out

@@ -119,7 +119,7 @@ def _panel_product_beside(
     kind: int, held: int, bias: int, target: int, target_stride: int,
 ) -> None:  # fmt: skip
     _panel_product(x, stride, ROWS, panel, steps, sums, more, 0)
-    _write_panel(kind, held, ROWS, bias, target, target_stride)
+    _write_panel(BF16, kind, held, ROWS, bias, target, target_stride)
 
 
 @primitive("viiiiiiiiiii", _panel_product_beside)
@@ -137,12 +137,12 @@ def panel_product_beside(
     target: Value,
     target_stride: Value,
 ) -> None:
-    """:func:`panel_product` of :data:`ROWS` rows, and beside it :func:`write_panel` of as many that another product
-    left at ``held``."""
+    """:func:`panel_product` of :data:`ROWS` rows, and beside it :func:`write_panel`, in bfloat16, of as many that
+    another product left at ``held``."""
     if not MATRIX_UNIT:
         rows = e.const(ROWS)
         by_vectors(e, x, stride, rows, panel, steps, sums, more, e.const(0), DEPTH, _AHEAD)
-        _write_rows(e, kind, held, rows, bias, target, target_stride)
+        _write_rows(e, e.const(BF16), kind, held, rows, bias, target, target_stride)
         return
     b, v = e.b, e.vector
     added = [e.variable(v.const(-0.0)) for _ in (0, 1)]
@@ -233,11 +233,11 @@ PLAIN = 2
 """Beside ``SILU`` and ``GELU``: columns are written as they are."""
 
 
-def _write_panel(kind: int, sums: int, rows: int, bias: int, target: int, stride: int) -> None:
+def _write_panel(dtype: int, kind: int, sums: int, rows: int, bias: int, target: int, stride: int) -> None:
     block = floats(sums, rows * PANEL).reshape(rows, PANEL)
     if bias:
         block = block + get(BF16, bias, PANEL)
-    put_columns(kind, BF16, block, target, stride)
+    put_columns(kind, dtype, block, target, stride)
 
 
 def put_columns(kind: int, dtype: int, block: np.ndarray[Any, Any], target: int, stride: int) -> None:
@@ -251,17 +251,22 @@ def put_columns(kind: int, dtype: int, block: np.ndarray[Any, Any], target: int,
         put(dtype, target + i * stride, line)
 
 
-@primitive("viiiiii", _write_panel)
-def write_panel(e: Emitter, kind: Value, sums: Value, rows: Value, bias: Value, target: Value, stride: Value) -> None:
-    """Write ``sums [rows, 32]`` to rows of bfloat16 that lie ``stride`` bytes apart, ``bias`` [32] added if not 0.
+@primitive("viiiiiii", _write_panel)
+def write_panel(
+    e: Emitter, dtype: Value, kind: Value, sums: Value, rows: Value, bias: Value, target: Value, stride: Value
+) -> None:
+    """Write ``sums [rows, 32]`` to rows of bfloat16 or f32 that lie ``stride`` bytes apart, ``bias`` [32] (bfloat16)
+    added if not 0.
 
     By ``kind`` the 32 columns themselves, or 16: ``silu(gate) * up`` (or gelu's tanh form) of the first 16 columns and
     the others.
     """
-    _write_rows(e, kind, sums, rows, bias, target, stride)
+    _write_rows(e, dtype, kind, sums, rows, bias, target, stride)
 
 
-def _write_rows(e: Emitter, kind: Value, sums: Value, rows: Value, bias: Value, target: Value, stride: Value) -> None:
+def _write_rows(
+    e: Emitter, dtype: Value, kind: Value, sums: Value, rows: Value, bias: Value, target: Value, stride: Value
+) -> None:
     b, v = e.b, e.vector
     biased = b.icmp_signed("!=", bias, e.const(0))
     with e.when(biased):
@@ -271,11 +276,12 @@ def _write_rows(e: Emitter, kind: Value, sums: Value, rows: Value, bias: Value, 
             for column, addend in enumerate(added):
                 place = e.const(column * WIDTH)
                 v.store(F32, line, place, b.fadd(v.load(F32, line, place), addend))
-    for which in (PLAIN, SILU, GELU):
-        with e.when(b.icmp_signed("==", kind, e.const(which))), e.loop(e.const(0), rows, 1) as i:
-            line, to = e.at(sums, i, 4 * PANEL), b.add(target, b.mul(i, stride))
-            first, second = (v.load(F32, line, e.const(column * WIDTH)) for column in (0, 1))
-            store_columns(e, which, BF16, to, first, second)
+    for held in e.per_dtype(dtype, (BF16, F32)):
+        for which in (PLAIN, SILU, GELU):
+            with e.when(b.icmp_signed("==", kind, e.const(which))), e.loop(e.const(0), rows, 1) as i:
+                line, to = e.at(sums, i, 4 * PANEL), b.add(target, b.mul(i, stride))
+                first, second = (v.load(F32, line, e.const(column * WIDTH)) for column in (0, 1))
+                store_columns(e, which, held, to, first, second)
 
 
 def store_columns(e: Emitter, kind: int, dtype: int, target: Value, first: Value, second: Value) -> None:

@@ -41,6 +41,7 @@ from octavo.kernels.cpu.launch import (
     run,
 )
 from octavo.kernels.cpu.linear import multiply, multiply_tasks
+from octavo.kernels.cpu.look_up import look_up_rows, look_up_tasks
 from octavo.kernels.cpu.rows import norm_rows, norm_tasks
 from octavo.kernels.cpu.words import fetch_add, load_i64, wait_for
 from octavo.kernels.metadata import AttentionMetadata
@@ -49,7 +50,7 @@ CALL_BYTES = 8 * MAX_WORDS
 COUNTER_BYTES = 128
 """A call's counters lie on cache lines of their own: tasks taken, and behind it tasks done."""
 
-MULTIPLY, NORM, QUANTIZE, MULTIPLY_BYTES, MULTIPLY_GROUPS, ATTEND = range(6)
+MULTIPLY, NORM, QUANTIZE, MULTIPLY_BYTES, MULTIPLY_GROUPS, ATTEND, LOOK_UP = range(7)
 KINDS = {
     multiply: MULTIPLY,
     norm_rows: NORM,
@@ -57,6 +58,7 @@ KINDS = {
     multiply_bytes: MULTIPLY_BYTES,
     multiply_groups: MULTIPLY_GROUPS,
     attend: ATTEND,
+    look_up_rows: LOOK_UP,
 }
 SHARED_BYTES = {
     QUANTIZE: int8_rows.SHARED_BYTES,
@@ -88,6 +90,8 @@ def play(p: int) -> None:
             done = quantize_tasks(call, counter, shared)
         elif kind == ATTEND:
             done = decode_tasks(call, counter, memory)
+        elif kind == LOOK_UP:
+            done = look_up_tasks(call, counter, memory)
         else:
             done = norm_tasks(call, counter, memory)
         fetch_add(counter + COUNTER_BYTES // 2, done)
@@ -202,8 +206,8 @@ def _attentions(calls: list[RecordedCall], meta: Sequence[AttentionMetadata]) ->
 
 @contextmanager
 def recording(meta: Sequence[AttentionMetadata] = ()) -> Iterator[Program]:
-    """Within it, products with panels, norms and fused attention, given ``out``, are not computed but recorded, on the
-    calling thread.
+    """Within it, look-ups, products with panels, norms and fused attention, given ``out``, are not computed but
+    recorded, on the calling thread.
 
     Args:
         meta: what attention is recorded with, each of them with sequences of one row only; :meth:`Program.run` is
@@ -223,5 +227,7 @@ def recording(meta: Sequence[AttentionMetadata] = ()) -> Iterator[Program]:
         here.recorded = None
     others = {call.kernel.name for call in recorded if call.kernel not in KINDS}
     if others:
-        raise ValueError(f"only products, norms and attention can be recorded, not {', '.join(sorted(others))}")
+        raise ValueError(
+            f"only look-ups, products, norms and attention can be recorded, not {', '.join(sorted(others))}"
+        )
     program._write(recorded, meta)

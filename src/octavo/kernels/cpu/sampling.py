@@ -7,6 +7,7 @@ last token id among those equal to it. The floor is found by selection, never by
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import torch
@@ -18,6 +19,7 @@ from octavo.kernels.cpu.draws import (
     first_equal,
     group_largest,
     largest,
+    largest_if_finite,
     perturbed_best,
     pick,
     shift_divide,
@@ -40,6 +42,9 @@ from octavo.kernels.cpu.launch import (
 )
 from octavo.kernels.cpu.tiles import exponential
 from octavo.kernels.cpu.words import as_f32, fetch_add, finalize, load_f32, load_i32, load_i64, store_f32, store_i64
+
+_PIECE = 8192
+"""Logits of a piece, where a row is looked at by several threads: the nearest cache holds them."""
 
 SMALL = 40_000
 """Logits that one thread looks at in some 20 microseconds: for fewer, others are not called."""
@@ -224,6 +229,34 @@ def sample_rows(p: int) -> None:
 
 
 @kernel
+def best_tokens(p: int) -> None:
+    """Tasks are (row, piece): the last of a row's pieces to be done finds the token. ``VALUES`` are a row's counter of
+    64 bits, each; behind them lie the pieces' largest. ``COUNT`` is how many items a piece has."""
+    tasks, vocab, piece = load_i64(p + NUM_TASKS), load_i64(p + VOCAB), load_i64(p + COUNT)
+    pieces = (vocab + piece - 1) // piece
+    rows = tasks // pieces
+    while True:
+        task = fetch_add(p + TASK, 1)
+        if task >= tasks:
+            break
+        row = task // pieces
+        number = task - row * pieces
+        logits = load_i64(p + LOGITS) + row * load_i64(p + STRIDE)
+        counter = load_i64(p + VALUES) + 8 * row
+        tops = load_i64(p + VALUES) + 8 * rows + 4 * row * pieces
+        start = number * piece
+        store_f32(tops + 4 * number, largest_if_finite(logits + 4 * start, min(piece, vocab - start)))
+        if fetch_add(counter, 1) != pieces - 1:
+            continue
+        token = -1
+        top = largest_if_finite(tops, pieces)
+        if not math.isnan(top):
+            start = first_equal(tops, pieces, top) * piece
+            token = start + first_equal(logits + 4 * start, min(piece, vocab - start), top)
+        store_i64(load_i64(p + TOKENS) + 8 * row, token)
+
+
+@kernel
 def gather_logprobs(p: int) -> None:
     """Tasks are rows: the log-probability of the row's token."""
     tasks, vocab = load_i64(p + NUM_TASKS), load_i64(p + VOCAB)
@@ -336,6 +369,29 @@ def sample(
         0,
     )
     run(sample_rows, threads, arguments)
+    return tokens
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row of ``logits`` float32 [B, V], of equals the first: int64 [B]; -1 for a row that
+    holds a NaN or an infinity.
+
+    Raises:
+        ValueError: logits are not as described.
+    """
+    _, rows, vocab, row_stride, address = _rows(logits)
+    arguments = ARGUMENTS.here
+    tokens = torch.empty(rows, dtype=torch.int64)
+    threads = num_threads() if rows * vocab > SMALL // 2 else 1
+    pieces = 1 if threads == 1 or rows >= 4 * threads else -(-vocab // _PIECE)
+    piece = max(1, -(-vocab // pieces))
+    memory = arguments.scratch(rows * (8 + 4 * pieces))
+    ctypes.memset(memory, 0, 8 * rows)
+    _pack(
+        arguments.words, 0, 0, 0, rows * -(-vocab // piece), 0, 0, address, row_stride, vocab,
+        0, 0, 0, 0, 0, 0, 0, tokens.data_ptr(), memory, piece, 0,
+    )  # fmt: skip
+    run(best_tokens, threads, arguments)
     return tokens
 
 

@@ -12,7 +12,7 @@ from octavo.kernels.reference.edits import edit_logits
 from octavo.kernels.reference.norm import add_rms_norm, rms_norm
 from octavo.kernels.reference.quantized import QuantizedLinear
 from octavo.kernels.reference.rotary import rotary_embedding
-from octavo.kernels.reference.sampling import draw, log_softmax_gather, sample, top_logprobs
+from octavo.kernels.reference.sampling import draw, greedy, log_softmax_gather, sample, top_logprobs
 from octavo.kernels.reference.threads import set_num_threads, warm_up
 
 QUANTIZED_LINEARS = (QuantizedLinear,)
@@ -26,6 +26,7 @@ __all__ = [
     "edit_logits",
     "fused_attention",
     "gelu_and_mul",
+    "greedy",
     "log_softmax_gather",
     "paged_attention",
     "rms_norm",

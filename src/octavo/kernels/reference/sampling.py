@@ -59,6 +59,12 @@ def sample(
     return torch.where(greedy[:, None], logits, perturbed).argmax(-1)
 
 
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row of ``logits`` float32 [B, V], of equals the first: int64 [B]; -1 for a row that
+    holds a NaN or an infinity."""
+    return torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1)
+
+
 def draw(
     logits: torch.Tensor,
     sources: torch.Tensor | None,
