@@ -13,16 +13,18 @@ from octavo.hub import resolve_model
 from octavo.kernels import load
 
 
-def stand_in_executor(config: EngineConfig, folder: Path, device: StandIn | None = None) -> GpuExecutor:
-    """The GPU's executor over the stand-in, with the reference kernels."""
+def stand_in_executor(
+    config: EngineConfig, folder: Path, device: StandIn | None = None, kernels: str = "reference"
+) -> GpuExecutor:
+    """The GPU's executor over the stand-in, with a backend of :mod:`octavo.kernels`."""
     device = device or StandIn()
-    return GpuExecutor(config, folder, accelerator=device, kernels=device.kernels(load("reference")))
+    return GpuExecutor(config, folder, accelerator=device, kernels=device.kernels(load(kernels)))
 
 
-def stand_in_engine(config: EngineConfig, device: StandIn | None = None) -> LLMEngine:
+def stand_in_engine(config: EngineConfig, device: StandIn | None = None, kernels: str = "reference") -> LLMEngine:
     """An engine over it."""
     folder = resolve_model(config.model, config.revision, None)
-    return LLMEngine(config, executor=stand_in_executor(config, folder, device))
+    return LLMEngine(config, executor=stand_in_executor(config, folder, device, kernels))
 
 
 def settings_of(**changes: Any) -> dict[str, Any]:
