@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo import kernels
-from octavo.errors import ConfigError, EngineError
+from octavo.errors import ConfigError, EngineError, UnsupportedModelError
 from octavo.model import choosing
 from octavo.model import linear as module
 from octavo.model.linear import (
@@ -24,6 +24,7 @@ from octavo.model.linear import (
     keeps_rows_apart,
     packing_available,
 )
+from octavo.model.quantized import quantize
 
 CPU = torch.device("cpu")
 REFERENCE = kernels.load("reference")
@@ -242,3 +243,11 @@ def test_a_gated_product_is_the_activation_of_its_halves(
     expected = up * (F.silu(gate) if activation.startswith("silu") else F.gelu(gate, approximate="tanh"))
     room = 1e-4 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(out.double(), expected, atol=room * 8, rtol=room)
+
+
+def test_a_backend_without_products_in_few_bits_says_so() -> None:
+    """Triton's, so far."""
+    kernels = SimpleNamespace(__name__="none", silu_and_mul=None)
+    factory = LinearFactory(torch.float32, torch.device("cpu"), kernels)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedModelError, match="weights in 8 bits cannot be computed with on cpu yet: use device"):
+        factory.build(quantize(torch.randn(8, 32), 8))
