@@ -99,23 +99,16 @@ def test_truncated_draws_are_the_references(spread: float, rounded: bool) -> Non
     case.check(sample(*case.call))
 
 
-def test_a_run_ends_where_the_reference_ends_it() -> None:
-    case = Case(6, 60, 4, 1.0, temperature=3.0, top_k=[6, 0, 17, 0, 60, 1], top_p=[1.0, 0.3, 0.55, 0.95, 0.5, 1.0])
-    case.logits = case.logits.round()
-    kept = reference.sampling.keep(
-        (case.logits - case.logits.amax(1, keepdim=True)) / 3, case.top_k, case.top_p, case.min_p
-    )
-    tops, keys, ids = (torch.zeros(6, dtype=dtype) for dtype in (torch.float32, torch.int32, torch.int32))
-    copies, copy_ids = torch.zeros(6, 64), torch.zeros(6, 64, dtype=torch.int32)
-    cutoffs.cutoff_kernel[(6,)](
-        case.logits, 60, None, None, *case.parameters[:4], copies, copy_ids, tops, keys, ids, 60,
-        LADDER=cutoffs.LADDER, CAPACITY=64, BLOCK=64,
-    )  # fmt: skip
-    assert torch.equal(tops, case.logits.amax(1))
-    scaled = (case.logits - tops[:, None]) / 3
-    last = torch.from_numpy(keys.numpy()).to(torch.int32)
-    value = (last ^ ((last >> 31) & 0x7FFFFFFF)).view(torch.float32)[:, None]
-    assert torch.equal((scaled > value) | ((scaled == value) & (torch.arange(60) <= ids[:, None])), kept)
+@pytest.mark.usefixtures("small_blocks")
+def test_every_token_that_is_kept_is_drawn_sooner_or_later() -> None:
+    case = Case(4, 40, 4, 1.0, temperature=3.0, top_k=[4, 0, 17, 0], top_p=[1.0, 0.15, 0.4, 1.0], min_p=[0, 0, 0, 0.75])
+    logits = case.logits.round()
+    kept = reference.sampling.keep((logits - logits.amax(1, keepdim=True)) / 3, case.top_k, case.top_p, case.min_p)
+    assert kept.sum(1).min() > 1
+    sources, indexes = torch.arange(4).repeat_interleave(18), torch.arange(18).repeat(4)
+    drawn = draw(logits, sources, sources, indexes, torch.zeros(72, dtype=torch.int64), *case.parameters)
+    for row in range(4):
+        assert set(drawn.tokens[sources == row].tolist()) == set(kept[row].nonzero()[:, 0].tolist())
 
 
 def test_a_row_of_a_real_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:

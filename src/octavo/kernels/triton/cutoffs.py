@@ -10,8 +10,7 @@ bisection then looks at these alone (a few thousand, in the nearest cache). For 
 all V tokens less likely than that together weigh less than (1 - p) Z. If there are more than :data:`CAPACITY`, the
 bisection goes over the whole row each time.
 
-Sums are float32: a nucleus ends where its mass reaches p to within 1e-6 of the whole. Rows that are not truncated cost
-one program that returns at once.
+Sums are float32: a nucleus ends where its mass reaches p to within 1e-6 of the whole.
 """
 
 from __future__ import annotations
@@ -140,15 +139,24 @@ def survey(row, vocab_size, top, temperature, wanted, LADDER: tl.constexpr, BLOC
     """The mass of a row's distribution (of its likeliest token: 1), and the highest rung of the ladder, a scaled logit,
     that ``wanted`` tokens are not below; minus infinity where there is none."""
     mass = tl.zeros((BLOCK,), tl.float32)
+    rungs = tl.arange(0, LADDER)
     numbers = tl.zeros((LADDER,), tl.int32)
-    rungs = -0.5 * tl.exp2(tl.arange(0, LADDER).to(tl.float32))
-    for start in range(0, vocab_size, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        x = tl.load(row + ids, mask=ids < vocab_size, other=-float("inf")).to(tl.float32)
-        scaled = scaled_logits(x, top, temperature)
-        mass += tl.exp(scaled)
-        numbers += tl.sum((scaled[:, None] >= rungs[None, :]).to(tl.int32), 0)
-    return tl.sum(mass, 0), tl.max(tl.where(numbers >= wanted, rungs, -float("inf")), 0)
+    for first in range(0, vocab_size, BLOCK * 128):
+        # Each lane counts the tokens between two rungs in a byte: 128 at the most before they are added up.
+        packed = tl.zeros((BLOCK,), tl.int64)
+        for start in range(first, tl.minimum(first + BLOCK * 128, vocab_size), BLOCK):
+            ids = start + tl.arange(0, BLOCK)
+            x = tl.load(row + ids, mask=ids < vocab_size, other=-float("inf")).to(tl.float32)
+            scaled = scaled_logits(x, top, temperature)
+            mass += tl.exp(scaled)
+            # The exponent of the number before -2 scaled, which is in (2**(rung - 1), 2**rung]
+            rung = tl.maximum((((-2 * scaled).to(tl.int32, bitcast=True) - 1) >> 23) - 126, 0)
+            one = (rung * 0 + 1).to(tl.int64) << (8 * tl.minimum(rung, LADDER - 1))
+            packed += tl.where(rung < LADDER, one, 0)
+        for i in tl.static_range(LADDER):
+            numbers += tl.where(rungs >= i, tl.sum(((packed >> (8 * i)) & 255).to(tl.int32), 0), 0)
+    heights = -0.5 * tl.exp2(rungs.to(tl.float32))
+    return tl.sum(mass, 0), tl.max(tl.where(numbers >= wanted, heights, -float("inf")), 0)
 
 
 @triton.jit
@@ -159,61 +167,3 @@ def largest(row, vocab_size, BLOCK: tl.constexpr):
         ids = start + tl.arange(0, BLOCK)
         found = tl.maximum(found, tl.load(row + ids, mask=ids < vocab_size, other=-float("inf")).to(tl.float32))
     return tl.max(found, 0)
-
-
-@triton.jit
-def cutoff_kernel(
-    logits, row_stride, sources, slots, temperatures, top_ks, top_ps, min_ps,
-    copies, copy_ids, tops, cut_keys, cut_ids, vocab_size,
-    LADDER: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One draw's largest logit, and the last key and id that top-k and top-p leave; grid (draws,). Of a row that is not
-    truncated, nothing is written. ``copies``, of the logits' dtype, and ``copy_ids``, int32, are [draws, CAPACITY]."""
-    draw = tl.program_id(0)
-    slot = draw if slots is None else tl.load(slots + draw).to(tl.int32)
-    if slot < 0:
-        return
-    temperature = tl.load(temperatures + slot)
-    top_k = tl.load(top_ks + slot)
-    top_p = tl.load(top_ps + slot)
-    if (temperature == 0) | ((top_k <= 0) & (top_p >= 1) & (tl.load(min_ps + slot) <= 0)):
-        return
-    source = draw.to(tl.int64) if sources is None else tl.load(sources + draw)
-    row = logits + source * row_stride
-    copies += draw.to(tl.int64) * CAPACITY
-    copy_ids += draw.to(tl.int64) * CAPACITY
-    top = largest(row, vocab_size, BLOCK)
-    key = LEAST_KEY
-    last_id = LAST
-    cuts_k = (top_k > 0) & (top_k < vocab_size)
-    if cuts_k | (top_p < 1):
-        wanted = tl.where(cuts_k, top_k, 1)
-        mass, rung = survey(row, vocab_size, top, temperature, wanted, LADDER, BLOCK)
-        if not cuts_k:
-            rung = tl.log((1 - top_p) * mass / vocab_size) - 0.01
-        values = row
-        count = vocab_size
-        lowest = order_key(rung)
-        number = copy_above(row, copies, copy_ids, vocab_size, top, temperature, lowest, CAPACITY, BLOCK)
-        is_copied = number <= CAPACITY
-        if is_copied:
-            values = copies
-            count = number
-        if cuts_k:
-            key, last_id = cut(
-                values, copy_ids, count, is_copied, top, temperature, lowest, 0, key, last_id,
-                top_k.to(tl.float32), False, BLOCK,
-            )  # fmt: skip
-            lowest = key
-        if top_p < 1:
-            if cuts_k:
-                number, mass = reached_by(
-                    values, copy_ids, count, is_copied, top, temperature, key, key, last_id, True, BLOCK
-                )
-            key, last_id = cut(
-                values, copy_ids, count, is_copied, top, temperature, lowest, 0, key, last_id,
-                top_p * mass, True, BLOCK,
-            )  # fmt: skip
-    tl.store(tops + draw, top)
-    tl.store(cut_keys + draw, key)
-    tl.store(cut_ids + draw, last_id)

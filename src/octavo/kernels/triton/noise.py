@@ -22,6 +22,8 @@ ROUNDS = tl.constexpr(noise.ROUNDS)
 SAMPLER_DOMAIN = tl.constexpr(noise.SAMPLER_DOMAIN)
 UNIFORM_MAX = tl.constexpr(noise.UNIFORM_MAX)
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+
 SERIES_END = tl.constexpr(0.1875)
 SERIES_0 = tl.constexpr(1.4426952149641015)
 SERIES_1 = tl.constexpr(0.7213018523753465)
@@ -70,6 +72,14 @@ def quad_words(quads, position, k0, k1):
     where = position.to(tl.uint64)
     low, high = where.to(tl.uint32), (where >> 32).to(tl.uint32)
     return philox(quads.to(tl.uint32), low, high, (where & 0).to(tl.uint32) + SAMPLER_DOMAIN, k0, k1)
+
+
+@triton.jit
+def token_words(tokens, position, k0, k1):
+    """The words of any tokens, int32, at a position: uint32 of their shape. Four times :func:`quad_words`' work."""
+    words = quad_words(tokens // 4, position, k0, k1)
+    place = tokens % 4
+    return tl.where(place < 2, tl.where(place == 0, words[0], words[1]), tl.where(place == 2, words[2], words[3]))
 
 
 if triton.knobs.runtime.interpret:

@@ -1,6 +1,8 @@
-"""Drawing tokens on a GPU: see ``draws.py`` for one pass over the logits, ``cutoffs.py`` for top-k and top-p."""
+"""Drawing tokens on a GPU: ``draws.py`` in one pass over the logits, ``truncated.py`` with a top-k, top-p or min-p."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -8,6 +10,7 @@ import triton
 from octavo.kernels.drawn import Drawn
 from octavo.kernels.triton import cutoffs
 from octavo.kernels.triton.draws import draw_kernel, draw_shape, pick_kernel
+from octavo.kernels.triton.truncated import truncated_kernel
 
 
 def draw(
@@ -57,24 +60,24 @@ def draw(
     parts = triton.cdiv(vocab, shape.block * shape.blocks)
     floats = torch.empty((4, number, parts), dtype=torch.float32, device=device)
     ids = torch.empty((number, parts), dtype=torch.int32, device=device)
-    tops = torch.empty(number, dtype=torch.float32, device=device)
-    cuts = torch.empty((2, number), dtype=torch.int32, device=device)
     copies = torch.empty((number, cutoffs.CAPACITY), dtype=logits.dtype, device=device)
     copy_ids = torch.empty((number, cutoffs.CAPACITY), dtype=torch.int32, device=device)
-    scores, offsets, maxima, sums = floats
+    chosen = torch.empty(number, dtype=torch.int32, device=device)
+    scores, offsets, tops, sums = floats
     where = (logits, logits.stride(0), sources, slots)
-    cutoffs.cutoff_kernel[(number,)](
-        *where, temperature, top_k, top_p, min_p, copies, copy_ids, tops, *cuts, vocab,
+    limits = (temperature, top_k, top_p, min_p)
+    truncated_kernel[(number,)](
+        *where, indexes, positions, *limits, seeds, copies, copy_ids, chosen, vocab,
         LADDER=cutoffs.LADDER, CAPACITY=cutoffs.CAPACITY, BLOCK=cutoffs.BLOCK, num_warps=cutoffs.NUM_WARPS,
     )  # fmt: skip
+    nothing = -math.inf if masked else torch.finfo(logits.dtype).min
     draw_kernel[(number, parts)](
-        *where, indexes, positions, temperature, top_k, top_p, min_p, seeds, tops, *cuts,
-        scores, offsets, ids, maxima, sums, vocab, parts,
-        MASKED=masked, BLOCK=shape.block, BLOCKS=shape.blocks, num_warps=shape.num_warps,
+        *where, indexes, positions, *limits, seeds, scores, offsets, ids, tops, sums, vocab, parts,
+        MASKED=masked, NOTHING=nothing, BLOCK=shape.block, BLOCKS=shape.blocks, num_warps=shape.num_warps,
     )  # fmt: skip
     pick_kernel[(number,)](
-        *where, scores, offsets, ids, maxima, sums, *out, parts,
-        MASKED=masked, PARTS=triton.next_power_of_2(parts), num_warps=1,
+        *where, *limits, chosen, scores, offsets, ids, tops, sums, *out, parts,
+        PARTS=triton.next_power_of_2(parts), num_warps=1,
     )  # fmt: skip
     return out
 
