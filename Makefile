@@ -64,14 +64,15 @@ test-kernels: $(VENV)/.development
 test-triton: $(VENV)/.development
 	@if $(BIN)/python -c 'import triton.language' 2>/dev/null; then \
 		set -ex; \
-		$(PYTEST) -n $(WORKERS) tests/triton; \
+		COVERAGE_FILE=.coverage.triton $(PYTEST) -n $(WORKERS) $(COVER) tests/triton; \
 		$(PYTEST) -n $(WORKERS) tests/triton_aot; \
 	else echo "There is no triton for this machine: its tests are left out."; fi
 
 # All runs together; below `fail_under` of pyproject.toml this fails. No module is left out: once there are some that
 # need CUDA, they are omitted here by name, and the figure is printed with and without them.
-test-coverage: $(VENV)/.development | test-main test-kernels
-	$(BIN)/coverage combine --keep --quiet .coverage.main .coverage.alone .coverage.kernels
+test-coverage: $(VENV)/.development | test-main test-kernels test-triton
+	$(BIN)/coverage combine --keep --quiet .coverage.main .coverage.alone .coverage.kernels \
+		$$(ls .coverage.triton 2>/dev/null)
 	$(BIN)/coverage report --skip-covered --sort=cover
 
 # Random loads through the scheduler against the KV oracle; no coverage, for speed.

@@ -28,7 +28,7 @@ SHARED_LIMITS = {80: 166_912, 89: 101_376, 90: 232_448}
 _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-class _AbsentGpu:
+class AbsentGpu:
     """Triton's driver where there is none: it knows what to compile for."""
 
     def __init__(self, architecture: int) -> None:
@@ -122,11 +122,13 @@ def recorded(architecture: int) -> Iterator[list[Launch]]:
     known = launch._ARCHITECTURES.get(device)
     launch._ARCHITECTURES[device] = architecture
     JITFunction.run = compiling
-    driver.set_active(_AbsentGpu(architecture))
+    short, launch._takes_short_way = launch._takes_short_way, False
+    driver.set_active(AbsentGpu(architecture))
     try:
         yield launches
     finally:
         JITFunction.run = run
+        launch._takes_short_way = short
         driver._active = before
         if known is None:
             del launch._ARCHITECTURES[device]

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.triton.launch import ceil_div, launch
+
 COLUMNS = 1024
 """What a program computes of a row: eight columns a thread, one 16-byte load of the gate and one of the other half."""
 
@@ -35,8 +37,17 @@ def _gate_kernel(gate_up, out, gate_up_stride, out_stride, width, IS_GELU: tl.co
 def _launch(gate_up: torch.Tensor, out: torch.Tensor, is_gelu: bool) -> torch.Tensor:
     num_rows, width = out.shape
     if num_rows:
-        _gate_kernel[(num_rows, triton.cdiv(width, COLUMNS))](
-            gate_up, out, gate_up.stride(0), out.stride(0), width, IS_GELU=is_gelu, BLOCK=COLUMNS, num_warps=NUM_WARPS
+        launch(
+            _gate_kernel,
+            (num_rows, ceil_div(width, COLUMNS)),
+            gate_up,
+            out,
+            gate_up.stride(0),
+            out.stride(0),
+            width,
+            IS_GELU=is_gelu,
+            BLOCK=COLUMNS,
+            num_warps=NUM_WARPS,
         )
     return out
 

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.triton.launch import ceil_div, launch
+
 CHUNK_BYTES = 4096
 """What a program copies of every page: 32 bytes a thread, of each of the pairs that are under way together."""
 
@@ -55,10 +57,18 @@ def copy_blocks(cache: torch.Tensor, sources: torch.Tensor, targets: torch.Tenso
 
     Floor: 2 page_bytes a pair.
     """
-    if not len(sources):
+    if not sources.shape[0]:
         return
     words = cache.view(torch.int32) if cache.shape[1] % 4 == 0 else cache
     page, chunk = words.shape[1], CHUNK_BYTES // words.itemsize
-    _copy_blocks_kernel[(triton.cdiv(page, chunk),)](
-        words, sources, targets, len(sources), page, CHUNK=chunk, num_warps=NUM_WARPS
+    launch(
+        _copy_blocks_kernel,
+        (ceil_div(page, chunk),),
+        words,
+        sources,
+        targets,
+        sources.shape[0],
+        page,
+        CHUNK=chunk,
+        num_warps=NUM_WARPS,
     )

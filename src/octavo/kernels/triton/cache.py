@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.quantized_kv import LOWEST_PEAK, Kv, QuantizedKv
+from octavo.kernels.triton.launch import ceil_div, launch, next_power_of_2
 
 _LOWEST_PEAK = tl.constexpr(LOWEST_PEAK)
 _TO_INTEGER = tl.constexpr(12582912.0)
@@ -104,9 +105,10 @@ def write_kv(k: torch.Tensor, v: torch.Tensor, kv: Kv, layer: int, slots: torch.
     if num_rows == 0:
         return
     place = KvPlace.of(kv, layer)
-    width = triton.next_power_of_2(dim)
-    heads = min(triton.next_power_of_2(num_kv_heads), max(1, 2048 // width))
-    _write_kv_kernel[(num_rows, 2, triton.cdiv(num_kv_heads, heads))](
+    width = next_power_of_2(dim)
+    heads = min(next_power_of_2(num_kv_heads), max(1, 2048 // width))
+    launch(
+        _write_kv_kernel, (num_rows, 2, ceil_div(num_kv_heads, heads)),
         k, v, place.values, place.scales, slots, *k.stride()[:2], *v.stride()[:2], *place[2:],
         NUM_KV_HEADS=num_kv_heads, DIM=dim, BLOCK_SIZE=kv.shape[4], HEADS=heads,
         num_warps=max(1, min(4, heads * width // 256)), enable_fp_fusion=place.scales is None,

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.triton.launch import ceil_div, launch, next_power_of_2
+
 
 class NormShape(NamedTuple):
     """How a norm of rows of some width is launched."""
@@ -26,7 +28,7 @@ TILE = 1024
 
 def norm_shape(width: int) -> NormShape:
     """The launch of rows of ``width``: eight to thirty-two elements a thread, at least one 16-byte load of each."""
-    block = triton.next_power_of_2(width)
+    block = next_power_of_2(width)
     if block > WIDEST:
         return NormShape(1, 8192, 16)
     rows = max(1, TILE // block)
@@ -97,12 +99,13 @@ def _launch(
     shape = norm_shape(width)
     strides = x.stride(0), 0 if residual is None else residual.stride(0), out.stride(0)
     if shape.block < width:
-        _wide_rms_norm_kernel[(num_rows,)](
-            x, residual, weight, out, *strides, width, eps, offset,
+        launch(
+            _wide_rms_norm_kernel, (num_rows,), x, residual, weight, out, *strides, width, eps, offset,
             HAS_RESIDUAL=residual is not None, BLOCK=shape.block, num_warps=shape.num_warps,
         )  # fmt: skip
     else:
-        _rms_norm_kernel[(triton.cdiv(num_rows, shape.rows),)](
+        launch(
+            _rms_norm_kernel, (ceil_div(num_rows, shape.rows),),
             x, residual, weight, out, *strides, num_rows, width, eps, offset,
             HAS_RESIDUAL=residual is not None, ROWS=shape.rows, BLOCK=shape.block, num_warps=shape.num_warps,
         )  # fmt: skip

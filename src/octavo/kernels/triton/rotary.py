@@ -9,6 +9,7 @@ import triton.language as tl
 
 from octavo.kernels.quantized_kv import Kv
 from octavo.kernels.triton.cache import KvPlace, magnitudes, quantization, quantized
+from octavo.kernels.triton.launch import ceil_div, launch, next_power_of_2
 
 HEADS = 16
 """Heads of one token that a program takes. The same for every batch, so that a head's norm is summed in one order."""
@@ -16,7 +17,7 @@ HEADS = 16
 
 def rotary_warps(half: int) -> int:
     """Warps for heads with ``half`` angles: a thread has eight numbers of each half, one 16-byte load."""
-    return max(1, min(8, HEADS * triton.next_power_of_2(half) // 256))
+    return max(1, min(8, HEADS * next_power_of_2(half) // 256))
 
 
 @triton.jit
@@ -135,9 +136,10 @@ def _launch(
         return
     rotated = cos_sin.shape[1]
     half = (rotated or dim) // 2
-    groups = triton.cdiv(num_heads + 2 * num_kv_heads, HEADS)
+    groups = ceil_div(num_heads + 2 * num_kv_heads, HEADS)
     cache, scales, *distances = (None,) * 2 + (0,) * 6 if place is None else place
-    _rotary_kernel[(num_rows, groups)](
+    launch(
+        _rotary_kernel, (num_rows, groups),
         x, q_norm, k_norm, cos_sin, positions, cache, scales, slots, *x.stride()[:2], *distances, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, DIM=dim, HALF=half, ROTATES=rotated > 0, BLOCK_SIZE=block_size,
         KEEPS_KEYS=keep_keys, HEADS=HEADS, num_warps=rotary_warps(half), enable_fp_fusion=scales is None,
