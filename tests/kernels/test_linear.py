@@ -63,7 +63,7 @@ def test_products(
     assert bool(room[0].isnan().all() and room[-1].isnan().all() and room[:, linear.outputs :].isnan().all())
     assert torch.equal(linear(x), out)
     wide = linear(x, torch.full((*out.shape,), math.nan))
-    assert torch.equal(wide.bfloat16(), out)
+    torch.testing.assert_close(wide.bfloat16(), out, rtol=0, atol=1e-37)  # numbers that are not normal may be zero
     assert bool(((wide.double() - expected).abs() <= lost + 1e-4 * expected.abs()).all())
 
 

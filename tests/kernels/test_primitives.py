@@ -290,7 +290,7 @@ def test_a_product_beside_which_another_is_written_gives_the_bits_of_both_apart(
     both = [*product[:2], *product[3:7], *written[:2], *written[3:]]
     run_both("_configure", memory, [panels.ROWS])  # of this thread, for what follows
     for form in (1, 3):
-        apart = run_both("_write_panel", run_both("_panel_product", memory, product)[form], written)[form]
+        apart = run_both("_write_panel", run_both("_panel_product", memory, product)[form], [BF16, *written])[form]
         beside = run_both("_panel_product_beside", memory, both)[form]
         apart[1500:2524] = beside[1500:2524]  # what was written is not needed any more
         assert (beside.view(np.uint32) == apart.view(np.uint32)).all()
