@@ -111,9 +111,9 @@ def _show(report: dict[str, Any]) -> None:
     machine, config, load, roof = (report[name] for name in ("machine", "config", "load", "roofline"))
     about = [config["model"] or "the bundled model", report["dtype"]]
     about += [str(config[name]) for name in ("quantization", "speculative") if config.get(name)]
+    where = roof["gpu"] or f"{machine['cpu']}, threads: {machine['threads']}"
     screen.print(
-        f"{', '.join(about)}; {load['prompt_tokens']} tokens in, {load['output_tokens']} out\n"
-        f"{machine['cpu']}, threads: {machine['threads']}\n",
+        f"{', '.join(about)}; {load['prompt_tokens']} tokens in, {load['output_tokens']} out\n{where}\n",
         markup=False,
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2))

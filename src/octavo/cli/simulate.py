@@ -29,7 +29,7 @@ OPTIONS = (
     "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "policy", "ageing_seconds",
     "swap_space", "preemption", "batching", "prefix_caching", "depth",
 )  # fmt: skip
-DEFAULTS = {"max_num_seqs": 256, "max_num_batched_tokens": 8192}
+DEFAULTS = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "depth": 0}
 """A GPU's, where EngineConfig's own are a CPU's."""
 
 
