@@ -10,7 +10,7 @@ from interpreter import backwards
 
 from octavo.kernels import noise, reference
 from octavo.kernels.drawn import DrawFailure, Drawn
-from octavo.kernels.triton import cutoffs, draw, log_softmax_gather, logprobs, sample, sampling, top_logprobs
+from octavo.kernels.triton import cutoffs, draw, greedy, log_softmax_gather, logprobs, sample, sampling, top_logprobs
 from octavo.kernels.triton.draws import DrawShape
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities that are meant
@@ -202,3 +202,15 @@ def test_nothing_to_do() -> None:
     assert sample(*case.call).shape == (0,)
     assert log_softmax_gather(case.logits, torch.zeros(0, dtype=torch.int64)).shape == (0,)
     assert top_logprobs(case.logits, 3)[0].shape == (0, 3)
+
+
+def test_greedy_takes_the_first_of_the_largest_and_names_rows_that_are_not_finite() -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(5, 300)
+    logits[1, 7] = logits[1, 290] = 9.0
+    logits[2, 4] = math.nan
+    logits[3, 299] = -math.inf
+    logits[4, 0] = math.inf
+    assert torch.equal(greedy(logits), reference.greedy(logits))
+    assert greedy(logits).tolist()[2:] == [-1, -1, -1]
+    assert greedy(logits[:0]).shape == (0,)

@@ -31,7 +31,7 @@ int8 a :class:`QuantizedKv`. Outputs are written to ``out``, which the caller pr
   logits / temperature + Gumbel noise over the tokens that top_k, top_p, min_p leave (in that order, on the distribution
   after temperature); the plain arg-max (first of equals) where temperature is 0. Noise: see ``kernels/noise.py``.
 - ``greedy(logits [B, V] float32) -> tokens [B] int64``: the arg-max, of equals the first; -1 where a row holds a NaN or
-  an infinity. The backends ``reference`` and ``cpu`` have it
+  an infinity
 - ``log_softmax_gather(logits [B, V] float32, tokens [B] int64) -> [B] float32``: their log-probabilities
 - ``top_logprobs(logits [B, V] float32, k) -> (ids [B, k] int64, logprobs [B, k] float32)``: likeliest first, of equals
   the lower id

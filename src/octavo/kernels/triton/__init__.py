@@ -14,7 +14,7 @@ from octavo.kernels.triton.edits import edit_logits
 from octavo.kernels.triton.logprobs import log_softmax_gather, top_logprobs
 from octavo.kernels.triton.norm import add_rms_norm, rms_norm
 from octavo.kernels.triton.rotary import rotary_embedding, rotate_and_write
-from octavo.kernels.triton.sampling import draw, sample
+from octavo.kernels.triton.sampling import draw, greedy, sample
 from octavo.kernels.triton.threads import set_num_threads, warm_up
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "edit_logits",
     "fused_attention",
     "gelu_and_mul",
+    "greedy",
     "log_softmax_gather",
     "paged_attention",
     "rms_norm",

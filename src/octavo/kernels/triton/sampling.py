@@ -94,3 +94,12 @@ def sample(
 ) -> torch.Tensor:
     """One token for each row, int64 [B]: :func:`draw` where parameters stand row by row and -inf excludes a token."""
     return draw(logits, None, None, indexes, positions, temperature, top_k, top_p, min_p, seeds, masked=True).tokens
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row, of equals the first: int64 [B]; -1 for a row that holds a NaN or an infinity."""
+    zeros = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
+    nothing, everything = torch.zeros_like(zeros, dtype=torch.float32), torch.ones_like(zeros, dtype=torch.float32)
+    top_k = torch.zeros_like(zeros, dtype=torch.int32)
+    drawn = draw(logits, None, None, zeros, zeros, nothing, top_k, everything, nothing, zeros)
+    return drawn.tokens.masked_fill_(drawn.failures != 0, -1)
