@@ -145,6 +145,13 @@ def cases() -> dict[str, tuple[str, list[Any]]]:
         add("group_largest", At(1), count, At(1000))
     add("transpose_words", At(0), 80, At(3000), 72)
     add("transpose_pairs", At(0), 40, At(3000), 68)
+    for dtype in (F32, BF16, F16):
+        for half in (5, 16, 37):
+            add("dtype_sum_squares", dtype, At(0), half)
+            add("scale_narrow", dtype, At(0), -1.5, At(300), half)
+            for weight in (0, At(700)):
+                for to in {F32, dtype}:
+                    add("turn_row", dtype, At(0), weight, 0.7, At(500), half, 1.5, to, At(1000))
     for keys in (32, 64):
         add("pack_weights", At(0), keys, At(3000))
     for rows in (1, 80):

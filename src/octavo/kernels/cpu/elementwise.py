@@ -176,6 +176,86 @@ def rotate(e: Emitter, x: Value, cos_sin: Value, half: Value) -> None:
         lanes.store(F32, other, i, lanes.fma(b, cos, e.b.fmul(a, sin)))
 
 
+def _dtype_sum_squares(dtype: int, source: int, count: int) -> np.float32:
+    return np.float32(np.square(get(dtype, source, count), dtype=np.float32).sum())
+
+
+@primitive("fiii", _dtype_sum_squares)
+def dtype_sum_squares(e: Emitter, dtype: Value, source: Value, count: Value) -> Value:
+    """:func:`sum_squares` of a row of ``dtype``, to the bit."""
+    partial = e.variable(e.vector.const(0.0))
+    rest = e.variable(e.scalar.const(0.0))
+    for kind in e.per_dtype(dtype):
+        for lanes, i in e.elementwise(count):
+            x = lanes.load(kind, source, i)
+            sum_ = partial if lanes is e.vector else rest
+            sum_.set(lanes.fma(x, x, sum_.get()))
+    return e.b.fadd(e.total(partial.get()), rest.get())
+
+
+def _turn_row(
+    dtype: int, source: int, weight: int, norm: float, cos_sin: int, half: int, factor: float, to: int, target: int
+) -> None:
+    x = get(dtype, source, 2 * half)
+    if weight:
+        x = x * np.float32(norm) * (np.float32(0) + get(dtype, weight, 2 * half))
+    a, b = x[:half], x[half:]
+    cos, sin = floats(cos_sin, half), floats(cos_sin + 4 * half, half)
+    put(to, target, np.concatenate((a * cos - b * sin, b * cos + a * sin)) * np.float32(factor))
+
+
+@primitive("viiifiifii", _turn_row)
+def turn_row(
+    e: Emitter,
+    dtype: Value,
+    source: Value,
+    weight: Value,
+    norm: Value,
+    cos_sin: Value,
+    half: Value,
+    factor: Value,
+    to: Value,
+    target: Value,
+) -> None:
+    """What :func:`widen`, :func:`scale_weighted` by ``norm`` and a row of ``dtype`` at ``weight`` (if that is not 0),
+    :func:`rotate`, :func:`scale` by ``factor`` and :func:`narrow` to ``to`` (f32, or ``dtype``) do, one after the
+    other, to a row of ``2 half`` items; in one go, to the bit."""
+    b = e.b
+    normed = b.icmp_signed("!=", weight, e.const(0))
+    for kind in e.per_dtype(dtype):
+        for given in {F32, kind}:
+            for is_normed, wanted in ((True, normed), (False, b.not_(normed))):
+                with e.when(b.and_(b.icmp_signed("==", to, e.const(given)), wanted)):
+                    for lanes, i in e.elementwise(half):
+                        places = i, b.add(i, half)
+                        x, y = (lanes.load(kind, source, place) for place in places)
+                        if is_normed:
+                            by = lanes.splat(norm)
+                            x, y = (
+                                b.fmul(b.fmul(each, by), b.fadd(lanes.const(0.0), lanes.load(kind, weight, place)))
+                                for each, place in zip((x, y), places, strict=True)
+                            )
+                        cos, sin = (lanes.load(F32, cos_sin, place) for place in places)
+                        turned = (
+                            lanes.fma(x, cos, lanes.negate(b.fmul(y, sin))),
+                            lanes.fma(y, cos, b.fmul(x, sin)),
+                        )
+                        for each, place in zip(turned, places, strict=True):
+                            lanes.store(given, target, place, b.fmul(each, lanes.splat(factor)))
+
+
+def _scale_narrow(dtype: int, x: int, factor: float, target: int, count: int) -> None:
+    put(dtype, target, floats(x, count) * np.float32(factor))
+
+
+@primitive("viifii", _scale_narrow)
+def scale_narrow(e: Emitter, dtype: Value, x: Value, factor: Value, target: Value, count: Value) -> None:
+    """A row of f32, times ``factor``, becomes one of ``dtype``."""
+    for kind in e.per_dtype(dtype):
+        for lanes, i in e.elementwise(count):
+            lanes.store(kind, target, i, e.b.fmul(lanes.load(F32, x, i), lanes.splat(factor)))
+
+
 def _gate(dtype: int, kind: int, gate: int, up: int, target: int, count: int) -> None:
     g, u = get(dtype, gate, count), get(dtype, up, count)
     with np.errstate(over="ignore"):

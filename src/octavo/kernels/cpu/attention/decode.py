@@ -33,8 +33,8 @@ from octavo.kernels.cpu.attention.words import (
     VALUE_OFFSET,
     Q,
 )
-from octavo.kernels.cpu.elementwise import fill, multiply_row, scale
-from octavo.kernels.cpu.emitter import INT8, ITEM_SIZE
+from octavo.kernels.cpu.elementwise import fill, multiply_row
+from octavo.kernels.cpu.emitter import F32, INT8, ITEM_SIZE
 from octavo.kernels.cpu.jit import device
 from octavo.kernels.cpu.tiles import (
     MAX_GROUP,
@@ -149,8 +149,7 @@ def decode(p: int, seq: int, row: int, head: int, part: int, memory: int) -> Non
 
     source = load_i64(p + Q) + row * load_i64(p + Q_STRIDE) + head * group * dim * item
     for g in range(group):
-        prepare(p, source + g * dim * item, q + 4 * g * dim, load_i64(p + Q_NORM), row, spare)
-    scale(q, load_f64(p + SCALE), group * dim)
+        prepare(p, source + g * dim * item, F32, q + 4 * g * dim, load_i64(p + Q_NORM), row, load_f64(p + SCALE), spare)
     if load_i64(p + MODE) == DECODES and load_i64(p + KEYS) != 0 and (part < 0 or first + part == last):
         write(p, row, head, spare)
 

@@ -24,7 +24,7 @@ from octavo.kernels.cpu.attention.words import (
     WINDOW,
 )
 from octavo.kernels.cpu.elementwise import fill, scale, widen
-from octavo.kernels.cpu.emitter import INT8, ITEM_SIZE, WIDTH
+from octavo.kernels.cpu.emitter import F32, INT8, ITEM_SIZE, WIDTH
 from octavo.kernels.cpu.jit import device
 from octavo.kernels.cpu.tiles import (
     LOWEST,
@@ -98,7 +98,7 @@ def prefill(p: int, seq: int, tile: int, head: int, memory: int) -> None:
         pair = first_pair + min(lane, pairs - 1)
         store_i32(positions + 4 * lane, first_position + pair // group)
         if lane < pairs:
-            load_query(p, start, head, pair, spare, spare + 4 * dim)
+            load_query(p, start, head, pair, F32, spare, spare + 4 * dim)
             spread(spare, q + 4 * lane, LANES, dim)
 
     window = load_i64(p + WINDOW)

@@ -29,7 +29,7 @@ from octavo.kernels.cpu.attention.words import (
     VALUE_OFFSET,
     WINDOW,
 )
-from octavo.kernels.cpu.elementwise import fill, narrow, scale
+from octavo.kernels.cpu.elementwise import fill, scale
 from octavo.kernels.cpu.emitter import BF16, INT8, ITEM_SIZE, WIDTH
 from octavo.kernels.cpu.jit import device
 from octavo.kernels.cpu.pairs import int8_to_bf16, pack_weights, rescale, transpose_pairs, transpose_words
@@ -96,13 +96,11 @@ def pack_queries(
 ) -> None:
     """Pairs ``first_pair ..`` of (token, query head) become panels of bfloat16 at ``q``. ``rows`` has room for 16 rows
     of ``padded`` bfloat16."""
-    dim = load_i64(p + DIM)
     fill(q, 0.0, LANES * padded // 2)
     for first in range(0, pairs, WIDTH):
         fill(rows, 0.0, WIDTH * padded // 2)
         for i in range(min(WIDTH, pairs - first)):
-            load_query(p, start, head, first_pair + first + i, spare, spare + 4 * dim)
-            narrow(BF16, spare, rows + 2 * i * padded, dim)
+            load_query(p, start, head, first_pair + first + i, BF16, rows + 2 * i * padded, spare)
         panel = q + first // PANEL * 2 * PANEL * padded
         place = panel + first % PANEL // WIDTH * TILE_BYTES
         for step in range(padded // DEPTH):
