@@ -34,7 +34,7 @@ from octavo.kernels.cpu.int8_linear import (
     by_panels,
 )
 from octavo.kernels.cpu.int8_panels import BYTE_DEPTH, MOST_INPUTS
-from octavo.kernels.cpu.int8_rows import ROWS_PER_TASK, pack_quantize, quantize_rows, quantize_span, quantized_bytes
+from octavo.kernels.cpu.int8_rows import pack_quantize, quantize_rows, quantize_span, quantized_bytes
 from octavo.kernels.cpu.jit import DISABLED, device, kernel
 from octavo.kernels.cpu.launch import (
     ARGUMENTS,
@@ -45,6 +45,7 @@ from octavo.kernels.cpu.launch import (
     WORKER,
     num_threads,
     packer,
+    rows_per_task,
     run,
 )
 from octavo.kernels.cpu.linear import (
@@ -309,9 +310,10 @@ class GroupedPanelLinear:
         memory = arguments.scratch(threads * scratch + (0 if here else rows_bytes))
         shared = memory + threads * scratch
         if not here:
+            per_task = rows_per_task(count, threads)
             pack_quantize(
-                arguments.words, 0, 0, 0, -(-count // ROWS_PER_TASK), 0, 0, address, stride, dtype, count, width,
-                self._padded, shared, rows_bytes,
+                arguments.words, 0, 0, 0, -(-count // per_task), 0, 0, address, stride, dtype, count, width,
+                self._padded, shared, rows_bytes, per_task,
             )  # fmt: skip
             run(quantize_rows, threads, arguments)
         packed, mins, bias = self.packed, self.mins, self.bias

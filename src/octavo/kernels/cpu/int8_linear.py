@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from octavo.kernels.cpu import checks
 from octavo.kernels.cpu.emitter import F32, ITEM_SIZE
 from octavo.kernels.cpu.int8_panels import BYTE_DEPTH, MOST_INPUTS, QUAD, SHIFTED, byte_product, write_byte_panel
-from octavo.kernels.cpu.int8_rows import ROWS_PER_TASK, pack_quantize, quantize_rows, quantize_span, quantized_bytes
+from octavo.kernels.cpu.int8_rows import pack_quantize, quantize_rows, quantize_span, quantized_bytes
 from octavo.kernels.cpu.jit import DISABLED, device, kernel
 from octavo.kernels.cpu.launch import (
     ARGUMENTS,
@@ -23,6 +23,7 @@ from octavo.kernels.cpu.launch import (
     WORKER,
     num_threads,
     packer,
+    rows_per_task,
     run,
 )
 from octavo.kernels.cpu.linear import (
@@ -228,9 +229,10 @@ class Int8PanelLinear:
         memory = arguments.scratch(threads * scratch + (0 if here else rows_bytes))
         shared = memory + threads * scratch
         if not here:
+            per_task = rows_per_task(count, threads)
             pack_quantize(
-                arguments.words, 0, 0, 0, -(-count // ROWS_PER_TASK), 0, 0, address, stride, dtype, count, width,
-                padded, shared, rows_bytes,
+                arguments.words, 0, 0, 0, -(-count // per_task), 0, 0, address, stride, dtype, count, width,
+                padded, shared, rows_bytes, per_task,
             )  # fmt: skip
             run(quantize_rows, threads, arguments)
         _pack(

@@ -24,10 +24,10 @@ def quantize_span(
 
 # ---------------------------------------------------------------- whole batches
 
-ROWS_PER_TASK = 4
-
-(X, X_STRIDE, DTYPE, COUNT, WIDTH, PADDED, SHARED, SHARED_BYTES) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 8, 8)
-pack_quantize = packer("8q")
+(X, X_STRIDE, DTYPE, COUNT, WIDTH, PADDED, SHARED, SHARED_BYTES, PER_TASK) = range(
+    FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 9, 8
+)
+pack_quantize = packer("9q")
 
 
 @device
@@ -35,13 +35,13 @@ def quantize_tasks(p: int, counter: int, shared: int) -> int:
     """Take tasks, runs of rows, until none is left; returns how many. At ``shared`` come to lie first the bytes of all
     rows, then their scales: what :func:`quantized_bytes` is the size of."""
     count, width, padded = load_i64(p + COUNT), load_i64(p + WIDTH), load_i64(p + PADDED)
-    tasks, scales = load_i64(p + NUM_TASKS), shared + count * padded
+    tasks, scales, per_task = load_i64(p + NUM_TASKS), shared + count * padded, load_i64(p + PER_TASK)
     done = 0
     while True:
         task = fetch_add(counter, 1)
         if task >= tasks:
             break
-        first, last = task * ROWS_PER_TASK, min(count, (task + 1) * ROWS_PER_TASK)
+        first, last = task * per_task, min(count, (task + 1) * per_task)
         quantize_span(
             load_i64(p + DTYPE), load_i64(p + X), load_i64(p + X_STRIDE), shared, padded, scales, first, last, width
         )

@@ -134,6 +134,12 @@ def packer(fields: str) -> Callable[..., None]:
     return functools.partial(layout.pack_into)
 
 
+def rows_per_task(rows: int, threads: int) -> int:
+    """Rows of a task where tasks are runs of rows: four tasks to a thread, of 4 to 16 rows. Neighbours share lines of
+    memory, and what a cache asks for ahead: threads that took row by row would take them from each other."""
+    return max(4, min(16, rows // (4 * threads)))
+
+
 num_threads = torch.get_num_threads
 """Threads that a large kernel uses: as many as torch's operators, always, for the pool is the same."""
 

@@ -30,6 +30,7 @@ from octavo.kernels.cpu.launch import (
     WORKER,
     num_threads,
     packer,
+    rows_per_task,
     run,
 )
 from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_f64, load_i64
@@ -37,14 +38,25 @@ from octavo.kernels.cpu.words import copy_bytes, fetch_add, load_f64, load_i64
 SMALL = 40_000
 """Items that one thread does in some 20 microseconds: for fewer, others are not called."""
 
-ROWS_PER_TASK = 4
-
 # ---------------------------------------------------------------- norms
 
-(X, X_STRIDE, RESIDUAL, RESIDUAL_STRIDE, WEIGHT, WEIGHT_DTYPE, OUT, OUT_STRIDE, DTYPE, ROWS, WIDTH, EPS, OFFSET) = (
-    range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 13, 8)
-)
-_pack_norm = packer("11q2d")
+(
+    X,
+    X_STRIDE,
+    RESIDUAL,
+    RESIDUAL_STRIDE,
+    WEIGHT,
+    WEIGHT_DTYPE,
+    OUT,
+    OUT_STRIDE,
+    DTYPE,
+    ROWS,
+    WIDTH,
+    PER_TASK,
+    EPS,
+    OFFSET,
+) = range(FIRST_ARGUMENT, FIRST_ARGUMENT + 8 * 14, 8)
+_pack_norm = packer("12q2d")
 
 
 @device
@@ -55,13 +67,13 @@ def norm_tasks(p: int, counter: int, memory: int) -> int:
     eps, offset = load_f64(p + EPS), load_f64(p + OFFSET)
     weight = memory + 4 * width
     widen(load_i64(p + WEIGHT_DTYPE), load_i64(p + WEIGHT), weight, width)
-    tasks, residual = load_i64(p + NUM_TASKS), load_i64(p + RESIDUAL)
+    tasks, residual, per_task = load_i64(p + NUM_TASKS), load_i64(p + RESIDUAL), load_i64(p + PER_TASK)
     done = 0
     while True:
         task = fetch_add(counter, 1)
         if task >= tasks:
             break
-        for row in range(task * ROWS_PER_TASK, min(rows, (task + 1) * ROWS_PER_TASK)):
+        for row in range(task * per_task, min(rows, (task + 1) * per_task)):
             x = load_i64(p + X) + row * load_i64(p + X_STRIDE)
             if residual == 0:
                 widen(dtype, x, memory, width)
@@ -95,11 +107,12 @@ def _norm(
     weight_dtype, weight_address = checks.weight("weight", weight, width)
     threads = num_threads() if count * width > SMALL else 1
     stride = 8 * width + 127 & -64
+    per_task = rows_per_task(count, threads)
     arguments = ARGUMENTS.here
     _pack_norm(
-        arguments.words, 0, 0, 0, -(-count // ROWS_PER_TASK), arguments.scratch(threads * stride), stride, x_address,
+        arguments.words, 0, 0, 0, -(-count // per_task), arguments.scratch(threads * stride), stride, x_address,
         x_stride, added, added_stride, weight_address, weight_dtype, target[4], target[3], dtype, count, width,
-        eps, offset,
+        per_task, eps, offset,
     )  # fmt: skip
     run(norm_rows, threads, arguments)
     return out

@@ -16,6 +16,7 @@ from octavo.kernels.cpu.attention.words import (
     KV_HEADS,
     LANES,
     MODE,
+    NUM_ROWS,
     NUM_SEQS,
     PARTS,
     QUERY_START,
@@ -23,6 +24,7 @@ from octavo.kernels.cpu.attention.words import (
     SHARED,
     TILES,
     WRITE,
+    WRITE_ROWS,
 )
 from octavo.kernels.cpu.emitter import BF16, INT8, WIDTH
 from octavo.kernels.cpu.jit import device, kernel
@@ -88,7 +90,7 @@ def decode_tasks(p: int, counter: int, memory: int) -> int:
 def attend(p: int) -> None:
     """By mode, tasks are
 
-    - WRITE: rows whose keys and values are to be prepared and stored;
+    - WRITE: ``WRITE_ROWS`` rows whose keys and values are to be prepared and stored;
     - DECODES: (sequence of one token, KV head), or (sequence, KV head, part) where ``PARTS`` is not 0;
     - TILES: (entry of the schedule, KV head).
 
@@ -110,8 +112,9 @@ def attend(p: int) -> None:
         if task >= tasks:
             break
         if mode == WRITE:
-            for head in range(kv_heads):
-                write(p, task, head, memory)
+            for row in range(task * WRITE_ROWS, min((task + 1) * WRITE_ROWS, load_i64(p + NUM_ROWS))):
+                for head in range(kv_heads):
+                    write(p, row, head, memory)
             continue
         entry = task // kv_heads
         head = task - entry * kv_heads

@@ -17,6 +17,7 @@ from octavo.kernels.cpu.attention.words import (
     SHARED,
     TILES,
     WRITE,
+    WRITE_ROWS,
     pack,
     pack_plan,
 )
@@ -63,8 +64,8 @@ def _attention(
     q_norm, k_norm, norm_dtype = norms
     writes_first = k != 0 and plan.mode == TILES
     pack(
-        words, 0, 0, 0, batch.num_rows if writes_first else plan.tasks, memory + plan.shared, plan.stride,
-        WRITE if writes_first else plan.mode, q, q_stride, out[4], out[3], k, q_stride, v, q_stride, kv,
+        words, 0, 0, 0, -(-batch.num_rows // WRITE_ROWS) if writes_first else plan.tasks, memory + plan.shared,
+        plan.stride, WRITE if writes_first else plan.mode, q, q_stride, out[4], out[3], k, q_stride, v, q_stride, kv,
         batch.num_rows, out[0], sinks_address, sinks_dtype, q_norm, k_norm, norm_dtype, cos_sin, rotary, batch.slots,
         scale, softcap, eps,
     )  # fmt: skip
@@ -222,8 +223,8 @@ def write_kv(k: torch.Tensor, v: torch.Tensor, kv: Kv, layer: int, slots: torch.
     stride = 12 * dim + 127 & -64
     arguments = ARGUMENTS.here
     pack(
-        arguments.words, 0, 0, 0, rows, arguments.scratch(threads * stride), stride, WRITE, 0, 0, 0, 0,
-        k_address, k_stride, values[4], values[3], _layer(cache, layer), rows, dtype,
+        arguments.words, 0, 0, 0, -(-rows // WRITE_ROWS), arguments.scratch(threads * stride), stride,
+        WRITE, 0, 0, 0, 0, k_address, k_stride, values[4], values[3], _layer(cache, layer), rows, dtype,
         0, F32, 0, 0, F32, 0, 0, address, 0.0, 0.0, 0.0,
     )  # fmt: skip
     words = pack_plan.pack(

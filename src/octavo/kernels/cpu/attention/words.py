@@ -15,6 +15,10 @@ it stays in the nearest cache."""
 TILE_KEYS = 64
 """Keys that a tile takes at a time."""
 
+WRITE_ROWS = 16
+"""Rows whose keys and values one thread writes: neighbours share memory, and two threads would take it from each
+other."""
+
 DECODE = -1
 """Stands in the schedule for a sequence that is decoded."""
 
