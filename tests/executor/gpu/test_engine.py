@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "min_tokens": 6,
         "stop_token_ids": [*range(2, 120)],
         "logprobs": 0,
+        "prompt_logprobs": 0,
     },
     "stops": {"temperature": 1.0, "seed": 3, "stop_token_ids": [*range(2, 40)], "stop": ["e"]},
 }
