@@ -133,6 +133,10 @@ def test_no_rows() -> None:
     [
         ({"q": torch.empty(1, 3, 64), "out": torch.empty(1, 3, 64)}, "3 query heads cannot share 2"),
         ({"q": torch.empty(1, 4, 32), "out": torch.empty(1, 4, 32)}, "heads of 32"),
+        (
+            {key: torch.empty(1, 4, 320) for key in ("q", "out")} | {"kv": torch.empty(4, 2, 2, 2, 16, 320)},
+            "heads of 320",
+        ),
         ({"out": torch.empty(1, 2, 64)}, "out is"),
         ({"out": torch.empty(1, 4, 128)[..., ::2]}, "one after the other"),
         ({"window": 0}, "window=0"),

@@ -49,7 +49,7 @@ def cut(
     return int(sizes[0]), [tuple(each) for each in owners.tolist() if each[2] > 0]
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=9), st.integers(1, 12), st.sampled_from([None, 1, 500]))
 def test_pieces_fill_the_gpu_once_or_are_a_fair_share(lengths: list[int], slots: int, window: int | None) -> None:
     size, pieces = cut(lengths, slots, window)

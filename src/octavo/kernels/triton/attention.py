@@ -18,6 +18,9 @@ from octavo.kernels.triton.invariant import invariant_attention
 from octavo.kernels.triton.prefill import prefill
 from octavo.kernels.triton.rotary import rotate_and_write
 
+MOST_DIMS = 256
+"""The largest heads that tiles are sized for."""
+
 
 def paged_attention(
     q: torch.Tensor,
@@ -114,6 +117,8 @@ def _check(q: torch.Tensor, kv: Kv, out: torch.Tensor, scale: float, window: int
     num_kv_heads = kv.shape[3]
     if kv.shape[5] != head_dim:
         raise ValueError(f"queries have heads of {head_dim}, keys and values of {kv.shape[5]}")
+    if head_dim > MOST_DIMS:
+        raise ValueError(f"heads of {head_dim}: these kernels have room for {MOST_DIMS} dimensions")
     if num_heads % num_kv_heads:
         raise ValueError(f"{num_heads} query heads cannot share {num_kv_heads} KV heads: not a multiple")
     if out.shape != q.shape:

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from octavo.kernels.metadata import AttentionMetadata
 from octavo.kernels.triton.cache import KvPlace
-from octavo.kernels.triton.launch import architecture, num_processors, table_for
+from octavo.kernels.triton.launch import architecture, num_processors, registers, table_for
 from octavo.kernels.triton.online_softmax import LOG2E, attend_tile, finish, merge
 from octavo.kernels.triton.pages import load_tile
 
@@ -124,7 +124,11 @@ def find_piece(
     return seq, start, count
 
 
-@triton.jit
+_SMALL = ["plan", "query_start", "context_len", "tables", "sinks"]
+
+
+# what differs from batch to batch is not specialised: no kernel is compiled anew for it
+@triton.jit(do_not_specialize=["num_seqs", "slots", "window", "table_row"], do_not_specialize_on_alignment=_SMALL)
 def _decode_kernel(
     q,
     kv,
@@ -225,7 +229,7 @@ def _decode_kernel(
         tl.store(plan + 2 * seq + 1, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_SMALL)
 def _reduce_kernel(
     parts,
     sums,
@@ -278,23 +282,17 @@ def _reduce_kernel(
     tl.store(place[None, :], mean.to(out.dtype.element_ty), mask=is_dim[None, :])
 
 
-def launch_shape(device: torch.device, head_dim: int, dtype: torch.dtype) -> DecodeLaunch:
-    """The decode kernel's launch, by architecture and by the bytes of a query head."""
-    row = triton.next_power_of_2(head_dim) * dtype.itemsize
-    return table_for(architecture(device), _LAUNCHES)[min(max(row, 128), 1024)]
+_TILES = {2: {64: 128, 128: 64, 256: 32}, 4: {64: 64, 128: 16, 256: 16}}
+"""Keys at a time, by bytes of an item and dimensions: registers and shared memory leave no room for more."""
+
+_RESIDENT = {80: (3, 2), 89: (2, 2), 90: (4, 2)}
+"""Programs at once by architecture, and that for keys and values in int8: widened, they take more registers."""
 
 
-def _launches(resident: int) -> dict[int, DecodeLaunch]:
-    return {
-        128: DecodeLaunch(tile=128, warps=4, stages=3, resident=resident),
-        256: DecodeLaunch(tile=64, warps=4, stages=3, resident=resident),
-        512: DecodeLaunch(tile=32, warps=4, stages=3, resident=resident),
-        1024: DecodeLaunch(tile=16, warps=4, stages=3, resident=resident),
-    }
-
-
-_LAUNCHES = {80: _launches(3), 89: _launches(2), 90: _launches(4)}
-"""By architecture, and bytes of a query head."""
+def launch_shape(device: torch.device, head_dim: int, dtype: torch.dtype, quantized: bool) -> DecodeLaunch:
+    """The decode kernel's launch by architecture, head size, bytes of an item, and whether keys and values are int8."""
+    tile = _TILES[dtype.itemsize][max(triton.next_power_of_2(head_dim), 64)]
+    return DecodeLaunch(tile, 4, 3, table_for(architecture(device), _RESIDENT)[quantized])
 
 
 def num_slots(device: torch.device, launch: DecodeLaunch, num_kv_heads: int) -> int:
@@ -329,14 +327,14 @@ def decode(
     num_seqs = meta.context_len.shape[0]
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = place.values.shape[3]
-    launch = launch_shape(q.device, head_dim, q.dtype)
+    launch = launch_shape(q.device, head_dim, q.dtype, place.scales is not None)
     slots = num_slots(q.device, launch, num_kv_heads)
     # beyond the slots there are pieces only where the sequences themselves are more: see piece_size
     pieces = slots if num_seqs <= slots else num_seqs + slots
     room = torch.empty(pieces * num_heads * (head_dim + 2), dtype=torch.float32, device=q.device)
     parts, sums = room.split((pieces * num_heads * head_dim, 2 * pieces * num_heads))
     plan = torch.empty(2 * num_seqs, dtype=torch.int32, device=q.device)
-    dims = triton.next_power_of_2(head_dim)
+    dims = max(16, triton.next_power_of_2(head_dim))
     group = num_heads // num_kv_heads
     _decode_kernel[(num_kv_heads, pieces)](
         q,
@@ -374,6 +372,7 @@ def decode(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=launch.warps,
         num_stages=launch.stages,
+        maxnreg=registers(launch.warps, launch.resident),
     )
     _reduce_kernel[(num_heads, num_seqs)](
         parts,

@@ -22,6 +22,7 @@ import triton.language as tl
 
 from octavo.kernels.metadata import AttentionMetadata
 from octavo.kernels.triton.cache import KvPlace
+from octavo.kernels.triton.launch import registers
 from octavo.kernels.triton.online_softmax import LOG2E, attend_tile, finish, merge
 from octavo.kernels.triton.pages import load_tile
 from octavo.kernels.triton.prefill import find_rows
@@ -30,6 +31,9 @@ SPLIT = 512
 """Contexts are cut at multiples of so many keys."""
 
 _SEQS = 256  # sequences looked at together
+_SMALL = ["query_start", "context_len", "tables", "sinks"]
+"""Arguments whose alignment gains nothing: no kernel is compiled anew for it."""
+
 _MOST_ROOM = 2**24
 """Items of float32 that parts may take: beyond, one program does all parts of a row."""
 
@@ -90,7 +94,7 @@ def _attend_part(
     return acc, peak, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "splits_each", "window", "table_row"], do_not_specialize_on_alignment=_SMALL)
 def _invariant_kernel(
     q,
     kv,
@@ -194,7 +198,7 @@ def find_owner(query_start, num_seqs, row, SEQS: tl.constexpr):
     return seq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "runs", "window"], do_not_specialize_on_alignment=_SMALL)
 def _join_kernel(
     parts,
     sums,
@@ -236,12 +240,24 @@ def _join_kernel(
     tl.store(place[None, :], mean.to(out.dtype.element_ty), mask=is_dim)
 
 
+_LAUNCHES = {
+    2: {
+        64: InvariantLaunch(rows=32, tile=32, warps=4, stages=2),
+        128: InvariantLaunch(rows=32, tile=32, warps=8, stages=2),
+        256: InvariantLaunch(rows=32, tile=32, warps=8, stages=2),
+    },
+    4: {
+        64: InvariantLaunch(rows=32, tile=16, warps=8, stages=2),
+        128: InvariantLaunch(rows=32, tile=16, warps=8, stages=2),
+        256: InvariantLaunch(rows=16, tile=16, warps=8, stages=1),
+    },
+}
+"""By bytes of an item, and dimensions."""
+
+
 def launch_shape(head_dim: int, group: int, dtype: torch.dtype) -> InvariantLaunch:
     """The one launch for a model, whatever the GPU."""
-    if dtype == torch.float32:
-        launch = InvariantLaunch(rows=32, tile=16, warps=4, stages=2)
-    else:
-        launch = InvariantLaunch(rows=64, tile=64 if head_dim <= 128 else 32, warps=4, stages=2)
+    launch = _LAUNCHES[dtype.itemsize][max(triton.next_power_of_2(head_dim), 64)]
     return launch if launch.rows >= group else launch._replace(rows=triton.next_power_of_2(group))
 
 
@@ -264,7 +280,7 @@ def invariant_attention(
     num_kv_heads = place.values.shape[3]
     group = num_heads // num_kv_heads
     launch = launch_shape(head_dim, group, q.dtype)
-    dims = triton.next_power_of_2(head_dim)
+    dims = max(16, triton.next_power_of_2(head_dim))
     splits = max(1, triton.cdiv(meta.block_tables.shape[1] * place.values.shape[4], SPLIT))
     splits_each = 1 if num_rows * splits * num_heads * (head_dim + 2) <= _MOST_ROOM else splits
     runs = triton.cdiv(splits, splits_each)
@@ -306,6 +322,7 @@ def invariant_attention(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=launch.warps,
         num_stages=launch.stages,
+        maxnreg=registers(launch.warps),
     )
     if runs == 1:
         return

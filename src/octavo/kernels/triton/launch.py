@@ -88,3 +88,9 @@ def table_for(known: int, tables: dict[int, Table]) -> Table:
     if known in tables:
         return tables[known]
     return tables[80 if known < 86 else 90 if 90 < known < 120 else 89]
+
+
+def registers(warps: int, resident: int = 1) -> int:
+    """What a thread may have (``maxnreg``) where a processor holds ``resident`` programs of so many warps. Left to
+    itself ptxas may choose fewer and spill, for the sake of programs that shared memory has no room for."""
+    return min(255, 65_536 // (32 * warps * resident) // 8 * 8)

@@ -138,7 +138,11 @@ def _attend_own(
     return acc, peak, total
 
 
-@triton.jit
+@triton.jit(
+    # what differs from batch to batch: no kernel is compiled anew for it
+    do_not_specialize=["num_seqs", "window", "table_row"],
+    do_not_specialize_on_alignment=["query_start", "context_len", "tables", "sinks"],
+)
 def _prefill_kernel(
     q,
     k_own,
@@ -249,28 +253,48 @@ def _prefill_kernel(
     tl.store(out + flat * out_row + items, mean.to(out.dtype.element_ty), mask=is_item)
 
 
-_HALF = {
-    64: PrefillLaunch(rows=128, tile=64, warps=8, stages=3),
-    128: PrefillLaunch(rows=128, tile=64, warps=8, stages=3),
-    256: PrefillLaunch(rows=64, tile=32, warps=8, stages=2),
+class PrefillLaunches(NamedTuple):
+    """The launches of one head size: registers are short where there is more to do to a score."""
+
+    plain: PrefillLaunch
+    masked: PrefillLaunch  #: with a window, softcap or sinks
+    quantized: PrefillLaunch  #: keys and values are int8
+
+    @classmethod
+    def alike(cls, launch: PrefillLaunch) -> PrefillLaunches:
+        """One launch serves all."""
+        return cls(launch, launch, launch)
+
+
+_WIDE, _NARROW = (PrefillLaunch(rows=128, tile=tile, warps=8, stages=stages) for tile, stages in ((64, 3), (32, 2)))
+_FLOAT32 = {
+    64: PrefillLaunches.alike(PrefillLaunch(rows=32, tile=32, warps=8, stages=2)),
+    128: PrefillLaunches.alike(PrefillLaunch(rows=32, tile=16, warps=8, stages=2)),
+    256: PrefillLaunches.alike(PrefillLaunch(rows=32, tile=16, warps=8, stages=2)),
 }
-_FULL = {
-    64: PrefillLaunch(rows=32, tile=32, warps=4, stages=2),
-    128: PrefillLaunch(rows=32, tile=32, warps=4, stages=2),
-    256: PrefillLaunch(rows=32, tile=16, warps=8, stages=2),
+_AMPERE = {
+    64: PrefillLaunches.alike(_WIDE),
+    128: PrefillLaunches(_WIDE, _NARROW, _NARROW),
+    256: PrefillLaunches.alike(PrefillLaunch(rows=64, tile=32, warps=8, stages=2))._replace(
+        quantized=PrefillLaunch(rows=32, tile=32, warps=8, stages=2)
+    ),
 }
-_LAUNCHES = {
-    80: {2: _HALF, 4: _FULL},
-    89: {2: _HALF, 4: _FULL},
-    90: {2: {**_HALF, 256: PrefillLaunch(rows=64, tile=64, warps=8, stages=2)}, 4: _FULL},
+_HOPPER = {
+    64: PrefillLaunches.alike(_WIDE),
+    128: PrefillLaunches.alike(_WIDE),
+    256: PrefillLaunches.alike(PrefillLaunch(rows=64, tile=64, warps=8, stages=2)),
 }
+_LAUNCHES = {80: {2: _AMPERE, 4: _FLOAT32}, 89: {2: _AMPERE, 4: _FLOAT32}, 90: {2: _HOPPER, 4: _FLOAT32}}
 """By architecture, bytes of an item, and dimensions."""
 
 
-def launch_shape(device: torch.device, head_dim: int, group: int, dtype: torch.dtype) -> PrefillLaunch:
-    """The launch by architecture, head size, and bytes of an item."""
+def launch_shape(
+    device: torch.device, head_dim: int, group: int, dtype: torch.dtype, *, masked: bool, quantized: bool
+) -> PrefillLaunch:
+    """The launch by architecture, head size, bytes of an item, and what is done to a score."""
     table = table_for(architecture(device), _LAUNCHES)[dtype.itemsize]
-    launch = table[min(max(triton.next_power_of_2(head_dim), 64), 256)]
+    launches = table[max(triton.next_power_of_2(head_dim), 64)]
+    launch = launches.quantized if quantized else launches.masked if masked else launches.plain
     return launch if launch.rows >= group else launch._replace(rows=triton.next_power_of_2(group))
 
 
@@ -303,7 +327,14 @@ def prefill(
     num_seqs = meta.context_len.shape[0]
     num_kv_heads = place.values.shape[3]
     group = num_heads // num_kv_heads
-    launch = launch_shape(q.device, head_dim, group, q.dtype)
+    launch = launch_shape(
+        q.device,
+        head_dim,
+        group,
+        q.dtype,
+        masked=window is not None or softcap != 0.0 or sinks is not None,
+        quantized=place.scales is not None,
+    )
     k_own, v_own = own or (None, None)
     _prefill_kernel[(num_kv_heads, num_rows // (launch.rows // group) + num_seqs)](
         q,
@@ -328,7 +359,7 @@ def prefill(
         GROUP=group,
         ROWS=launch.rows,
         HEAD_DIM=head_dim,
-        DIMS=triton.next_power_of_2(head_dim),
+        DIMS=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_SIZE=place.values.shape[4],
         TILE=launch.tile,
         SEQS=_SEQS,
