@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks and several parts of rows that are not long."""
-    monkeypatch.setattr(sampling, "draw_shape", lambda number, vocab: DrawShape(64, 2, 4))
+    monkeypatch.setattr(sampling, "draw_shape", lambda number, vocab: DrawShape(64, 2, 2, 4))
     for module in (cutoffs, logprobs):
         monkeypatch.setattr(module, "BLOCK", 128)
         monkeypatch.setattr(module, "CAPACITY", 128)
@@ -112,7 +112,7 @@ def test_every_token_that_is_kept_is_drawn_sooner_or_later() -> None:
 
 
 def test_a_row_of_a_real_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "draw_shape", lambda number, vocab: DrawShape(16_384, 4, 4))
+    monkeypatch.setattr(sampling, "draw_shape", lambda number, vocab: DrawShape(16_384, 4, 2, 4))
     monkeypatch.setattr(cutoffs, "BLOCK", 32_768)
     case = Case(2, 151_936, 1, 2.5, temperature=[0.7, 0.6], top_p=[1.0, 0.95])
     logits = case.logits.bfloat16()
@@ -214,3 +214,13 @@ def test_greedy_takes_the_first_of_the_largest_and_names_rows_that_are_not_finit
     assert torch.equal(greedy(logits), reference.greedy(logits))
     assert greedy(logits).tolist()[2:] == [-1, -1, -1]
     assert greedy(logits[:0]).shape == (0,)
+
+
+def test_a_row_does_not_depend_on_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(3, 900, 2, temperature=[1.0, 0.05, 0.0])
+    found = []
+    for parts in (1, 3):
+        shape = DrawShape(64, 2, parts, 4)
+        monkeypatch.setattr(sampling, "draw_shape", lambda number, vocab, shape=shape: shape)
+        found.append(draw(case.logits, None, None, case.indexes, case.positions, *case.parameters))
+    assert all(map(torch.equal, *found))

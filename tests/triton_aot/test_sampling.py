@@ -45,6 +45,14 @@ def test_log_probabilities(architecture: int) -> None:
     assert is_wide(likeliest)
 
 
+def test_numbers_that_triton_makes_constants() -> None:
+    """It compiles arguments that are 1 into the kernel."""
+    logits, longs = torch.empty(1, 500), torch.empty(1, dtype=torch.int64)
+    floats, ints = torch.empty(1), torch.empty(1, dtype=torch.int32)
+    compiled(90, lambda: top_logprobs(logits, 1))
+    compiled(90, lambda: draw(logits, longs, None, longs, longs, floats, ints, floats, floats, longs))
+
+
 def test_most_alternatives_that_are_sorted_in_registers() -> None:
     compiled(80, lambda: top_logprobs(torch.empty(8, VOCAB, dtype=torch.bfloat16), 1024))
 

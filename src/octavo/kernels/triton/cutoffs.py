@@ -20,13 +20,13 @@ import triton.language as tl
 
 from octavo.kernels.triton.order import order_key, order_value
 
-BLOCK = 2048
+BLOCK = 4096
 """Logits that a program holds at once."""
 
-CAPACITY = 4 * BLOCK
+CAPACITY = 2 * BLOCK
 """Tokens that are copied out of a row."""
 
-NUM_WARPS = 8
+NUM_WARPS = 16
 
 LADDER = tl.constexpr(8)
 """Pivots of the ladder: 1/2, 1, 2 ... below the largest."""

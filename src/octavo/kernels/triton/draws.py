@@ -9,8 +9,8 @@ comparison a logit, and mostly none is. Sums are relative to the largest logit o
 reduction; where that overflows or comes to nothing, the part is summed again.
 
 Scores are held in units of log 2 relative to an offset, the largest logit of the block that they are from over the
-temperature, and the offsets are brought together afterwards: so a score that can win is a small number whatever the
-temperature, and is right to a few 1e-6.
+temperature, and are compared with it in float64: so a score that can win is a small number whatever the temperature,
+right to a few 1e-6, and the same whichever blocks one program goes over.
 """
 
 from __future__ import annotations
@@ -38,23 +38,28 @@ class DrawShape(NamedTuple):
     """How a draw is launched."""
 
     block: int  #: logits held at once
-    blocks: int  #: that one program goes over in turn
+    blocks: int  #: of one part, whose distribution is summed together
+    parts: int  #: that one program goes over in turn
     num_warps: int
 
 
 def draw_shape(num_draws: int, vocab_size: int) -> DrawShape:
-    """The launch of ``num_draws`` rows: many short programs for few rows, longer ones, which mostly need no noise after
-    their first block, where there are rows enough to fill the GPU."""
+    """The launch of ``num_draws`` rows. Longer programs mostly need no noise after their first block, shorter ones fill
+    the GPU with few rows. Parts are alike for any number of rows, so that a row's result does not depend on it."""
     if vocab_size <= 1024:
-        return DrawShape(1024, 1, 4)
-    if num_draws <= 8:
-        return DrawShape(2048, 1, 4)
-    return DrawShape(2048, 4, 4) if num_draws <= 64 else DrawShape(2048, 8, 4)
+        return DrawShape(1024, 1, 1, 4)
+    return DrawShape(2048, 4, 1 if num_draws <= 64 else 2, 4)
 
 
 @triton.jit
 def _finite(x):
     return tl.where(x == -float("inf"), 0.0, x)
+
+
+@triton.jit
+def _sum64(x, y):
+    """Exact, or nearly: so that what is compared does not depend on which blocks came before."""
+    return x.to(tl.float64) + y.to(tl.float64)
 
 
 @triton.jit
@@ -79,15 +84,14 @@ def _sum_again(row, begin, end, NOTHING: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def draw_kernel(
     logits, row_stride, sources, slots, indexes, positions, temperatures, top_ks, top_ps, min_ps, seeds,
-    part_scores, part_offsets, part_ids, part_tops, part_sums,
-    vocab_size, num_parts, MASKED: tl.constexpr, NOTHING: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    best_scores, best_offsets, best_ids, part_tops, part_sums, vocab_size, num_parts,
+    MASKED: tl.constexpr, NOTHING: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """One part of one draw; grid (draws, parts). ``slots`` None: parameters stand by draw; ``sources`` None: logits do.
-    Of truncated rows only the sums are made: see ``truncated.py`` for the draw.
+    """Some parts of one draw; grid (draws, programs). ``slots`` None: parameters stand by draw;
+    ``sources`` None: logits do. Of truncated rows only the sums are made: see ``truncated.py`` for the draw.
 
     ``NOTHING`` stands beyond a row's end: -inf, but where -inf is an error the least finite number."""
     draw = tl.program_id(0)
-    part = tl.program_id(1)
     slot = draw if slots is None else tl.load(slots + draw).to(tl.int32)
     if slot < 0:
         return
@@ -100,60 +104,61 @@ def draw_kernel(
     position = tl.load(positions + draw)
     k0, k1 = fold_key(tl.load(seeds + slot), tl.load(indexes + draw))
 
-    begin = part * (BLOCK * BLOCKS)
-    end = tl.minimum(begin + BLOCK * BLOCKS, vocab_size)
-    raw = _load(row, begin, end, NOTHING, BLOCK)
-    reference = _finite(tl.max(raw.to(tl.float32), 0))  # sums are relative to it
-    sums = tl.zeros((BLOCK,), tl.float32)
     best = -float("inf")  # score so far, relative to offset
     offset = 0.0
     best_id = NOBODY
     bar = -float("inf")  # best and offset together
-    for start in range(begin, end, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        x = raw.to(tl.float32)
-        raw = _load(row, start + BLOCK, end, NOTHING, BLOCK)  # the next one, while this is worked on
-        sums += tl.exp2(tl.fma(x, LOG2_E, -reference * LOG2_E))
-        if not MASKED:
-            sums = tl.fma(x, 0.0, sums)  # NaN from the first that is not finite
-        if is_greedy:
-            highest = tl.max(x, 0)
-            if highest > best:
-                best = highest
-                best_id = tl.min(tl.where(x == highest, ids, NOBODY), 0)
-        elif not draws_elsewhere:
-            words = quad_words(start // 4 + tl.arange(0, BLOCK // 4), position, k0, k1)
-            pairs = tl.join(tl.join(words[0], words[2]), tl.join(words[1], words[3]))
-            word = tl.reshape(pairs, (BLOCK,))
-            # -log2(1 - v) is at least 1.44 v, so noise beats the bar only where 1.44 v < exp2(scaled - bar). Without
-            # that factor there is room for every rounding.
-            margin = tl.exp2(tl.fma(x, slope, 32 - bar)) - word.to(tl.float32)
-            if (tl.max(margin, 0) > 0) | (bar == -float("inf")):
-                moved = _finite(tl.max(x, 0)) * slope
-                best += offset - moved
-                offset = moved
-                score = tl.fma(x, slope, -offset) + gumbel2(word)
-                highest = tl.max(score, 0)
+    first = tl.program_id(1) * PARTS
+    raw = _load(row, first * (BLOCK * BLOCKS), vocab_size, NOTHING, BLOCK)
+    for part in range(first, tl.minimum(first + PARTS, num_parts)):
+        begin = part * (BLOCK * BLOCKS)
+        end = tl.minimum(begin + BLOCK * BLOCKS, vocab_size)
+        reference = _finite(tl.max(raw.to(tl.float32), 0))  # sums are relative to it
+        sums = tl.zeros((BLOCK,), tl.float32)
+        for start in range(begin, end, BLOCK):
+            ids = start + tl.arange(0, BLOCK)
+            x = raw.to(tl.float32)
+            raw = _load(row, start + BLOCK, vocab_size, NOTHING, BLOCK)  # the next one, while this is worked on
+            sums += tl.exp2(tl.fma(x, LOG2_E, -reference * LOG2_E))
+            if not MASKED:
+                sums = tl.fma(x, 0.0, sums)  # NaN from the first that is not finite
+            if is_greedy:
+                highest = tl.max(x, 0)
                 if highest > best:
                     best = highest
-                    best_id = tl.min(tl.where(score == highest, ids, NOBODY), 0)
-                    bar = best + offset
-    total = tl.sum(sums, 0)
-    if (total > 1e30) | (total < 1e-30):
-        reference, total = _sum_again(row, begin, end, NOTHING, BLOCK)
-    place = draw * num_parts + part
-    tl.store(part_scores + place, best)
-    tl.store(part_offsets + place, offset)
-    tl.store(part_ids + place, best_id)
-    tl.store(part_tops + place, reference)
-    tl.store(part_sums + place, total)
+                    best_id = tl.min(tl.where(x == highest, ids, NOBODY), 0)
+            elif not draws_elsewhere:
+                words = quad_words(start // 4 + tl.arange(0, BLOCK // 4), position, k0, k1)
+                pairs = tl.join(tl.join(words[0], words[2]), tl.join(words[1], words[3]))
+                word = tl.reshape(pairs, (BLOCK,))
+                # -log2(1 - v) is at least 1.44 v, so noise beats the bar only where 1.44 v < exp2(scaled - bar).
+                # Without that factor there is room for every rounding.
+                margin = tl.exp2(tl.fma(x, slope, 32 - bar)) - word.to(tl.float32)
+                if (tl.max(margin, 0) > 0) | (bar == -float("inf")):
+                    moved = _finite(tl.max(x, 0)) * slope
+                    score = tl.fma(x, slope, -moved) + gumbel2(word)
+                    highest = tl.max(score, 0)
+                    if _sum64(highest, moved) > _sum64(best, offset):
+                        best = highest
+                        offset = moved
+                        best_id = tl.min(tl.where(score == highest, ids, NOBODY), 0)
+                        bar = best + offset
+        total = tl.sum(sums, 0)
+        if (total > 1e30) | (total < 1e-30):
+            reference, total = _sum_again(row, begin, end, NOTHING, BLOCK)
+        tl.store(part_tops + draw * num_parts + part, reference)
+        tl.store(part_sums + draw * num_parts + part, total)
+    place = draw * tl.num_programs(1) + tl.program_id(1)
+    tl.store(best_scores + place, best)
+    tl.store(best_offsets + place, offset)
+    tl.store(best_ids + place, best_id)
 
 
 @triton.jit
 def pick_kernel(
     logits, row_stride, sources, slots, temperatures, top_ks, top_ps, min_ps, chosen,
-    part_scores, part_offsets, part_ids, part_tops, part_sums, tokens, logprobs, failures, num_parts,
-    PARTS: tl.constexpr,
+    best_scores, best_offsets, best_ids, part_tops, part_sums, tokens, logprobs, failures, num_programs, num_parts,
+    PROGRAMS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Puts a draw's parts together; grid (draws,)."""
     draw = tl.program_id(0)
@@ -162,21 +167,22 @@ def pick_kernel(
     logprob = 0.0
     failure = 0
     if slot >= 0:
-        parts = tl.arange(0, PARTS)
-        inside = parts < num_parts
-        place = draw * num_parts + parts
-        scores = tl.load(part_scores + place, mask=inside, other=-float("inf"))
-        offsets = tl.load(part_offsets + place, mask=inside, other=0.0)
-        ids = tl.load(part_ids + place, mask=inside, other=NOBODY)
-        tops = tl.load(part_tops + place, mask=inside, other=0.0)
-        sums = tl.load(part_sums + place, mask=inside, other=0.0)
-        common = _finite(tl.max(tl.where(scores == -float("inf"), -float("inf"), offsets), 0))
-        scores += offsets - common
+        programs = tl.arange(0, PROGRAMS)
+        inside = programs < num_programs
+        place = draw * num_programs + programs
+        scores = _sum64(
+            tl.load(best_scores + place, mask=inside, other=-float("inf")),
+            tl.load(best_offsets + place, mask=inside, other=0.0),
+        )
+        ids = tl.load(best_ids + place, mask=inside, other=NOBODY)
         best = tl.max(scores, 0)
         found = tl.min(tl.where(scores == best, ids, NOBODY), 0)
         token = tl.where(found == NOBODY, 0, found)
         if is_truncated(slot, temperatures, top_ks, top_ps, min_ps):
             token = tl.load(chosen + draw)
+        parts = tl.arange(0, PARTS)
+        tops = tl.load(part_tops + draw * num_parts + parts, mask=parts < num_parts, other=0.0)
+        sums = tl.load(part_sums + draw * num_parts + parts, mask=parts < num_parts, other=0.0)
         shift = _finite(tl.max(tl.where(sums > 0, tops, -float("inf")), 0))
         total = tl.sum(tl.where(sums == 0, 0.0, sums * tl.exp2((tops - shift) * LOG2_E)), 0)
         failure = tl.where(total == 0, NO_TOKEN_LEFT, tl.where(total < float("inf"), 0, NOT_FINITE))

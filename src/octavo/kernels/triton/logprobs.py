@@ -78,7 +78,7 @@ def _top_kernel(
         values = copies
         count = number
     key, last_id = cut(
-        values, copy_ids, count, is_copied, 0.0, 1.0, lowest, order_key(top), LEAST_KEY, LAST, k.to(tl.float32),
+        values, copy_ids, count, is_copied, 0.0, 1.0, lowest, order_key(top), LEAST_KEY, LAST, tl.cast(k, tl.float32),
         False, BLOCK,
     )  # fmt: skip
     found = 0

@@ -58,12 +58,13 @@ def draw(
         return out
     shape = draw_shape(number, vocab)
     parts = triton.cdiv(vocab, shape.block * shape.blocks)
-    floats = torch.empty((4, number, parts), dtype=torch.float32, device=device)
-    ids = torch.empty((number, parts), dtype=torch.int32, device=device)
+    programs = triton.cdiv(parts, shape.parts)
+    scores, offsets = torch.empty((2, number, programs), dtype=torch.float32, device=device)
+    ids = torch.empty((number, programs), dtype=torch.int32, device=device)
+    tops, sums = torch.empty((2, number, parts), dtype=torch.float32, device=device)
     copies = torch.empty((number, cutoffs.CAPACITY), dtype=logits.dtype, device=device)
     copy_ids = torch.empty((number, cutoffs.CAPACITY), dtype=torch.int32, device=device)
     chosen = torch.empty(number, dtype=torch.int32, device=device)
-    scores, offsets, tops, sums = floats
     where = (logits, logits.stride(0), sources, slots)
     limits = (temperature, top_k, top_p, min_p)
     truncated_kernel[(number,)](
@@ -71,13 +72,14 @@ def draw(
         LADDER=cutoffs.LADDER, CAPACITY=cutoffs.CAPACITY, BLOCK=cutoffs.BLOCK, num_warps=cutoffs.NUM_WARPS,
     )  # fmt: skip
     nothing = -math.inf if masked else torch.finfo(logits.dtype).min
-    draw_kernel[(number, parts)](
+    draw_kernel[(number, programs)](
         *where, indexes, positions, *limits, seeds, scores, offsets, ids, tops, sums, vocab, parts,
-        MASKED=masked, NOTHING=nothing, BLOCK=shape.block, BLOCKS=shape.blocks, num_warps=shape.num_warps,
+        MASKED=masked, NOTHING=nothing, BLOCK=shape.block, BLOCKS=shape.blocks, PARTS=shape.parts,
+        num_warps=shape.num_warps,
     )  # fmt: skip
     pick_kernel[(number,)](
-        *where, *limits, chosen, scores, offsets, ids, tops, sums, *out, parts,
-        PARTS=triton.next_power_of_2(parts), num_warps=1,
+        *where, *limits, chosen, scores, offsets, ids, tops, sums, *out, programs, parts,
+        PROGRAMS=triton.next_power_of_2(programs), PARTS=triton.next_power_of_2(parts), num_warps=1,
     )  # fmt: skip
     return out
 
