@@ -284,11 +284,11 @@ def prefills(bench: Bench) -> Iterator[Case]:
 
 def _prefill(a: Inputs) -> None:
     """As the engine calls it: the chunk's own keys and values lie beside its queries."""
-    from octavo.kernels.triton.pages import pages
+    from octavo.kernels.triton.cache import KvPlace
     from octavo.kernels.triton.prefill import prefill
 
     own = a["k_own"], a["v_own"]
-    prefill(a["q"], own, pages(a["kv"], 0), a["meta"], a["scale"], a["out"], None, 0.0, None)
+    prefill(a["q"], own, KvPlace.of(a["kv"], 0), a["meta"], a["scale"], a["out"], None, 0.0, None)
 
 
 def _sdpa(a: Inputs) -> torch.Tensor:

@@ -83,7 +83,8 @@ class CudaClock:
         times = max(1, 32 // len(works))
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=stream):
+            # the outer context restores the stream where ending a failed capture fails too
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, stream=stream):
                 for _ in range(times):
                     for work in works:
                         work()

@@ -50,6 +50,7 @@ TILE = 16
 """Rows that every product has under ``batch_invariant``."""
 
 _CACHE_LINE = 64  # bytes
+_GPU_ALIGNMENT = 256  # bytes: cuBLASLt is told of alignments up to this one, and chooses by them
 
 
 def _into(out: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
@@ -102,7 +103,8 @@ class TiledLinear:
     Libraries choose blocks and the order of summation by the number of rows, so that a row's result may change in its
     last bits with the size of the batch. With one size there is one order, and a row's result depends on the row alone
     (He et al., "Defeating Nondeterminism in LLM Inference", 2025, name the cause and the cure). Some choose by the
-    alignment of their input too, so a tile that does not start on a cache line is copied to where one does.
+    alignment of their input too, so a tile that does not start on a cache line (on a GPU: on 256 bytes) is copied to
+    where one does.
     """
 
     __slots__ = ("inner", "padded")
@@ -119,7 +121,8 @@ class TiledLinear:
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product."""
         rows, stride = x.shape[0], TILE * x.shape[1] * x.itemsize
-        aligned = x.data_ptr() % _CACHE_LINE == 0 and stride % _CACHE_LINE == 0
+        alignment = _CACHE_LINE if x.device.type == "cpu" else _GPU_ALIGNMENT
+        aligned = x.data_ptr() % alignment == 0 and stride % alignment == 0
         parts = []
         for start in range(0, rows, TILE):
             tile = x[start : start + TILE]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 from executor.gpu.stand_in import StandIn, StandInOutOfMemoryError
@@ -34,6 +37,40 @@ def test_cuda_says_in_many_ways_that_memory_ran_out() -> None:
         assert device.is_out_of_memory(error)
     for other in (RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("out of memory")):
         assert not device.is_out_of_memory(other)
+
+
+@pytest.mark.parametrize("is_believed_in", [True, False])
+def test_a_capture_that_cannot_be_ended_is_taken_back(monkeypatch: pytest.MonkeyPatch, is_believed_in: bool) -> None:
+    """PyTorch before 2.12 is told that it is over; later versions know."""
+    told: list[tuple[str, int, object]] = []
+
+    @contextmanager
+    def capture(graph: object, pool: object = None, **settings: object) -> Iterator[None]:
+        yield
+        if pool is not None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def end(device: int, pool: object) -> None:
+        if not is_believed_in:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        told.append(("ended", device, pool))
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: told.append(("captured", device.index, None)))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    release = lambda device, pool: told.append(("released", device, pool))  # noqa: E731
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
+    device = object.__new__(CudaAccelerator)
+    device.device, device._abandoned = torch.device("cuda", 1), []
+    device._capture_stream = None  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        device.capture(lambda: None, (0, 7))
+    right = [("ended", 1, (0, 7)), ("released", 1, (0, 7)), ("captured", 1, None)]
+    assert told == (right if is_believed_in else [])
+    assert len(device._abandoned) == is_believed_in
 
 
 @pytest.mark.parametrize("is_main", [True, False])

@@ -7,8 +7,9 @@ tests can run it on a stand-in of theirs, whose copies are late and whose memory
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -152,6 +153,7 @@ class CudaAccelerator:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.main = CudaStream(torch.cuda.current_stream(self.device))
         self._capture_stream = torch.cuda.Stream(self.device)
+        self._abandoned: list[torch.cuda.CUDAGraph] = []
 
     @property
     def description(self) -> DeviceDescription:
@@ -176,12 +178,28 @@ class CudaAccelerator:
         graph = torch.cuda.CUDAGraph()
         stream = self._capture_stream
         # The outer context restores the stream where ending a capture that has failed raises an error of its own.
-        with (
-            torch.cuda.stream(torch.cuda.current_stream(self.device)),
-            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
-        ):
-            work()
+        try:
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(self.device)),
+                torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+            ):
+                work()
+        except Exception:
+            self._abandon(graph, pool)
+            raise
         return graph
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+        """Where a capture cannot even be ended, PyTorch before 2.12 goes on believing that it is under way (its pull
+        request 180395): giving memory back would then be an internal error, and random numbers would be refused."""
+        try:
+            torch._C._cuda_endAllocateToPool(self.device.index, pool)
+        except RuntimeError:  # PyTorch has ended it
+            return
+        torch._C._cuda_releasePool(self.device.index, pool)
+        self._abandoned.append(graph)  # the pinned memory's allocator may ask it yet which streams are its own
+        with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._capture_stream):
+            torch.zeros(1, device=self.device)  # a capture that ends well resets the generator of random numbers
 
     def memory(self) -> DeviceMemory:
         """What the driver says is free, and all there is."""

@@ -89,7 +89,7 @@ class StepInputs:
         changes = self._num_changes * (_WORD + 4) + 2 * ALIGNMENT
         # Captured graphs read where it lies, so it never grows; the other one may.
         self._decode_box = Mailbox(accelerator, len(_Field) * self._field + changes)
-        self._mixed_box = Mailbox(accelerator, 4 * max_tokens * _WORD + 16 * most_rows * _WORD + changes)
+        self._mixed_box = Mailbox(accelerator, 6 * max_tokens * _WORD + 16 * most_rows * _WORD + changes)
         self._moves_box = Mailbox(accelerator, 2 * _WORD * most_rows)
         self._one_each = torch.arange(most_rows + 1, dtype=torch.int32, device=accelerator.device)
 

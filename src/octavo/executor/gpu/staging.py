@@ -17,4 +17,4 @@ def stage(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     host = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cpu":
         return host.clone()
-    return host.pin_memory(device).to(device, non_blocking=True)
+    return host.pin_memory().to(device, non_blocking=True)

@@ -14,7 +14,7 @@ CHUNK_BYTES = 4096
 NUM_WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def _copy_blocks_kernel(cache, sources, targets, num_pairs, page, CHUNK: tl.constexpr):
     """One stretch of every page. Pairs are taken four by four: all four are read before any is written, and where one
     reads what one before it has yet to write, it takes that one's."""

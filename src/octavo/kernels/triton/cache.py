@@ -64,7 +64,7 @@ def quantized(values, factor):
     return (values * factor + _TO_INTEGER).to(tl.int32, bitcast=True).to(tl.int8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _write_kv_kernel(
     k, v, cache, scales, slots,
     k_stride, k_head, v_stride, v_head, page, layer, head, scale_page, scale_layer, scale_head,

@@ -35,7 +35,7 @@ def norm_shape(width: int) -> NormShape:
     return NormShape(rows, block, min(32, max(4, rows * block // 512)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
     x, residual, weight, out, x_stride, residual_stride, out_stride, num_rows, width, eps, offset,
     HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,

@@ -40,7 +40,7 @@ def _stored(values, factor, QUANTIZED: tl.constexpr, dtype: tl.constexpr):
     return values.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _rotary_kernel(
     x, q_norm, k_norm, cos_sin, positions, cache, scales, slots,
     row_stride, head_stride, page, layer, kv_head, scale_page, scale_layer, scale_head, eps,
