@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import pytest
 import torch
 from kernel_case import INTERPRETED, Case
 
 from octavo.kernels.cpu import jit, launch
+from octavo.kernels.cpu.compiler import hide_all_but
 
 
 def in_a_new_process(code: str, **environment: str) -> str:
@@ -145,3 +147,23 @@ def test_host_threads_may_launch_kernels_at_the_same_time() -> None:
 def test_too_many_argument_words_are_refused() -> None:
     with pytest.raises(ValueError, match="argument words"):
         launch.packer("200q")
+
+
+def test_kernels_share_no_names_but_their_own() -> None:
+    module = llvm.parse_assembly(
+        """
+        @common = common global i64 0
+        @held = linkonce_odr constant i64 7
+        declare void @elsewhere()
+        define linkonce_odr i64 @tasks(i64 %x) { ret i64 %x }
+        define void @octavo_kernel_it(i64 %x) {
+            call void @elsewhere()
+            %y = call i64 @tasks(i64 %x)
+            ret void
+        }
+        """
+    )
+    hide_all_but(module, "octavo_kernel_it")
+    module.verify()
+    kept = [named.name for named in (*module.functions, *module.global_variables) if named.linkage.name == "external"]
+    assert kept == ["elsewhere", "octavo_kernel_it"]

@@ -83,8 +83,20 @@ def compile_kernel(function: Callable[[int], None], symbol: str) -> bytes:
                 and not llvm.address_of_symbol(needed.name)
             ):
                 raise RuntimeError(f"the kernel {function.__name__} calls {needed.name}, which is nowhere to be found")
+        hide_all_but(module, symbol)
         code: bytes = target.target_context.codegen()._tm.emit_object(module)
     return code
+
+
+def hide_all_but(module: llvm.ModuleRef, symbol: str) -> None:
+    """Keep a module's names to itself, except for one function.
+
+    Numba numbers functions in the order in which a process meets them, so names that two processes gave may be the same
+    for different functions; of those that are not hidden, the linker would take the first for both.
+    """
+    for defined in (*module.functions, *module.global_variables):
+        if not defined.is_declaration and defined.name != symbol and not defined.name.startswith("llvm."):
+            defined.linkage = "internal"
 
 
 def _add_entry(context: Any, made: Any, arguments: tuple[Any, ...], symbol: str) -> None:
