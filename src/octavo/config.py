@@ -56,7 +56,8 @@ class EngineConfig:
         dtype: of weights, activations and KV memory; "auto" takes the checkpoint's where the machine computes in it
             at speed, float32 otherwise.
         quantization: of weights: "int8" makes each matrix, embeddings and head too, 8 bits with a scale for each
-            output while it is loaded, and multiplies by activations that are rounded to 8 bits row by row; "int4"
+            output while it is loaded, and multiplies by activations that are rounded to 8 bits row by row (attention's
+            output matrix stays bfloat16 where the CPU has a matrix unit for it, unless ``batch_invariant``); "int4"
             makes it 4 bits with a scale for each 64 inputs of an output, but embeddings and head 8 [none: a matrix is
             computed with as it is stored].
         kv_cache_dtype: of keys and values in memory: "auto" is ``dtype``, "int8" stores them in 8 bits with a scale
