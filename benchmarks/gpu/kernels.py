@@ -299,7 +299,7 @@ def _sdpa(a: Inputs) -> torch.Tensor:
 
 
 def samplings(bench: Bench) -> Iterator[Case]:
-    """A draw for each row; then with a nucleus."""
+    """A draw for each row, its log-probability beside it; then with a nucleus."""
     kernels, vllm = bench.kernels, bench.vllm
     for batch, vocab in bench.pick(((1, 151936), (64, 151936), (256, 151936), (256, 32000)), ((2, 300),)):
 
@@ -307,7 +307,7 @@ def samplings(bench: Bench) -> Iterator[Case]:
             on = {"device": bench.device}
             rng = random.Random(batch)
             return {
-                "logits": 3 * torch.randn(batch, vocab, **on),
+                "logits": 3 * bench.randn(batch, vocab),
                 "temperature": torch.full((batch,), 0.6, **on),
                 "top_k": torch.zeros(batch, dtype=torch.int32, **on),
                 "all": torch.ones(batch, **on),
@@ -320,16 +320,8 @@ def samplings(bench: Bench) -> Iterator[Case]:
             }
 
         def draw(a: Inputs, top_p: str) -> torch.Tensor:
-            return kernels.sample(
-                a["logits"],
-                a["temperature"],
-                a["top_k"],
-                a[top_p],
-                a["min_p"],
-                a["seeds"],
-                a["indexes"],
-                a["positions"],
-            )
+            rows, limits = a["positions"], (a["temperature"], a["top_k"], a[top_p], a["min_p"])
+            return kernels.draw(a["logits"], None, rows, a["indexes"], rows, *limits, a["seeds"]).tokens
 
         plain: dict[str, Contender] = {
             "octavo": lambda a: draw(a, "all"),
@@ -343,9 +335,9 @@ def samplings(bench: Bench) -> Iterator[Case]:
             "octavo": lambda a: draw(a, "top_p"),
             "eager": lambda a: eager_top_p(a["logits"], a["temperature"], a["top_p"]),
         }
-        shape = f"B={batch} V={vocab} float32"
-        yield Case("sampling", shape, 4 * batch * vocab, inputs, plain)
-        yield Case("sampling, top-p 0.95", shape, 4 * batch * vocab, inputs, nucleus)
+        shape = f"B={batch} V={vocab} bfloat16"
+        yield Case("sampling", shape, SIZE * batch * vocab, inputs, plain)
+        yield Case("sampling, top-p 0.95", shape, SIZE * batch * vocab, inputs, nucleus)
 
 
 FAMILIES: dict[str, Callable[[Bench], Iterator[Case]]] = {
