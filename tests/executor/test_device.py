@@ -14,8 +14,20 @@ from octavo.executor import device
 from octavo.executor.device import resolved
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, *, cuda: str | None = "13.0", gpu: bool = True, triton: bool = True):
+def machine(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cuda: str | None = "13.0",
+    gpu: bool = True,
+    triton: bool = True,
+    capability: tuple[int, int] = (9, 0),
+    compiler: str | None = "gcc",
+):
     """One with these things."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(device.shutil, "which", lambda name: name if name == compiler else None)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     found = importlib.util.find_spec
@@ -64,6 +76,8 @@ def test_weights_in_few_bits_are_for_a_cpu(monkeypatch, tiny_llama: Path, tmp_pa
         ({"cuda": None, "gpu": False}, r"PyTorch .* is built without CUDA: install"),
         ({"gpu": False}, r"PyTorch .* \(CUDA 13\.0\) sees no GPU: check nvidia-smi"),
         ({"triton": False}, r"Triton is not installed: pip install 'octavo\[gpu\]'"),
+        ({"capability": (7, 5)}, r"Tesla T4 has compute capability 7\.5, and the kernels need 8\.0"),
+        ({"compiler": None}, r"Triton finds no C compiler .*: install gcc, or set CC"),
     ],
 )
 def test_without_one_auto_is_the_cpu_and_asking_for_it_an_error(

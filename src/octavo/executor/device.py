@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,4 +59,10 @@ def _lacks() -> str | None:
         )
     if find_spec("triton") is None:
         return "Triton is not installed: pip install 'octavo[gpu]', or use device='cpu'"
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        name = torch.cuda.get_device_name()
+        return f"{name} has compute capability {major}.{minor}, and the kernels need 8.0 or later: use device='cpu'"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton finds no C compiler to make its launchers with: install gcc, or set CC, or use device='cpu'"
     return None
