@@ -201,9 +201,16 @@ def test_churn_changes_no_output(executor: TorchExecutor, seed: int) -> None:
                 runner.preempt(name)
         resident = [name for name in resident if runner.lines[name].slot >= 0]
         chosen = [*rng.sample(resident, rng.randint(0, len(resident))), *waiting[: rng.randint(0, len(runner.slots))]]
-        if chosen:
-            left = {name: len(runner.lines[name].tokens) - runner.lines[name].computed for name in chosen}
-            runner.step({name: rng.randint(1, count) for name, count in left.items()})
+        room, counts = 96, {}  # as many tokens as the stand-in's largest step has
+        for name in chosen:
+            left = len(runner.lines[name].tokens) - runner.lines[name].computed
+            counts[name] = rng.randint(1, left)
+            room -= counts[name]
+            if room < 0:
+                del counts[name]
+                break
+        if counts:
+            runner.step(counts)
         for name in chosen:
             if len(runner.lines[name].output) >= 10:
                 finished[name] = samples(runner, name), runner.finish(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -17,14 +17,13 @@ from octavo.executor.backend import choose_backend
 from octavo.executor.batch import Batch, build_batch
 from octavo.executor.kv_memory import describe_kv, kv_layout
 from octavo.executor.machine import default_threads, memory
+from octavo.executor.measured_facts import measured_facts
 from octavo.executor.memory_plan import MemoryPlan, plan_memory
-from octavo.executor.prefill_speed import prefill_speed
 from octavo.executor.prompt_scores import ScoredChunk, score_prompt, scored_chunks
 from octavo.executor.reads import Reads
 from octavo.executor.sampler import NOT_FINITE, Sampler
 from octavo.executor.slots import SlotTable
-from octavo.executor.step_costs import step_costs
-from octavo.executor.swap_space import SwapSpace, measure_bandwidth
+from octavo.executor.swap_space import SwapSpace
 from octavo.hub import Progress, eos_token_ids
 from octavo.model import Decoder, load_model
 from octavo.plan import ChunkResult, Handle, ModelFacts, StepPlan, StepResult
@@ -98,25 +97,7 @@ class TorchExecutor:
             attention_flops=model.attention_flops,
             notes=(*plan.notes, *kv_notes, *self._decoder.notes),
         )
-        if plan.num_host_blocks and config.preemption == "auto":
-            self._facts = self._measured(config)
-        if config.speculative is not None and config.row_cost is None:
-            self._facts = self._priced(config)
-
-    def _measured(self, config: EngineConfig) -> ModelFacts:
-        """The facts, with what the choice between swapping and recomputing needs to know of this machine."""
-        link = config.link_bandwidth or measure_bandwidth(self._swap_space, self._cache)
-        speed = config.compute_speed or prefill_speed(self, config)
-        note = f"swapping at {link / 1e9:.1f} GB/s, recomputing at {speed / 1e9:,.0f} GFLOP/s"
-        return replace(self._facts, link_bandwidth=link, compute_speed=speed, notes=(*self._facts.notes, note))
-
-    def _priced(self, config: EngineConfig) -> ModelFacts:
-        """The facts, with what rows cost on this machine: how many guesses are made follows from it."""
-        costs = step_costs(self, config)
-        if not costs:
-            return self._facts
-        note = f"a step of {1 << len(costs) - 1} rows takes {costs[-1]:.2f} times as long as one of one"
-        return replace(self._facts, step_costs=costs, notes=(*self._facts.notes, note))
+        self._facts = measured_facts(self, config, self._swap_space, self._cache)
 
     @property
     def facts(self) -> ModelFacts:

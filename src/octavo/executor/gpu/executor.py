@@ -34,10 +34,8 @@ from octavo.executor.gpu.state import DeviceSlots
 from octavo.executor.gpu.swap import PinnedSwapSpace
 from octavo.executor.kv_memory import describe_kv, kv_layout
 from octavo.executor.machine import memory
+from octavo.executor.measured_facts import measured_facts
 from octavo.executor.memory_plan import MemoryPlan
-from octavo.executor.prefill_speed import prefill_speed
-from octavo.executor.step_costs import step_costs
-from octavo.executor.swap_space import measure_bandwidth
 from octavo.hub import Progress, eos_token_ids
 from octavo.kernels.drawn import Drawn
 from octavo.model import Decoder, load_model
@@ -137,10 +135,7 @@ class GpuExecutor:
         )
         self.memory_plan = self._planned(config)
         self._furnish(config, self.memory_plan)
-        if self.memory_plan.num_host_blocks and config.preemption == "auto":
-            self._facts = self._measured(config)
-        if config.speculative is not None and config.row_cost is None:
-            self._facts = self._priced(config)
+        self._facts = measured_facts(self, config, self._swap_space, self._cache)
 
     def _planned(self, config: EngineConfig) -> MemoryPlan:
         """Measure on a few blocks what everything but the pool takes, and plan the pool."""
@@ -209,21 +204,6 @@ class GpuExecutor:
         self._ladder = GraphLadder(accelerator, sizes, graph_bytes, self._progress)
         self._relief = MemoryRelief(accelerator, self._ladder)
         self._facts = replace(self._facts, num_blocks=num_blocks, max_model_len=max_model_len)
-
-    def _measured(self, config: EngineConfig) -> ModelFacts:
-        """The facts, with what the choice between swapping and recomputing needs to know of this machine."""
-        link = config.link_bandwidth or measure_bandwidth(self._swap_space, self._cache)
-        speed = config.compute_speed or prefill_speed(self, config)
-        note = f"swapping at {link / 1e9:.1f} GB/s, recomputing at {speed / 1e9:,.0f} GFLOP/s"
-        return replace(self._facts, link_bandwidth=link, compute_speed=speed, notes=(*self._facts.notes, note))
-
-    def _priced(self, config: EngineConfig) -> ModelFacts:
-        """The facts, with what rows cost on this machine: how many guesses are made follows from it."""
-        costs = step_costs(self, config)
-        if not costs:
-            return self._facts
-        note = f"a step of {1 << len(costs) - 1} rows takes {costs[-1]:.2f} times as long as one of one"
-        return replace(self._facts, step_costs=costs, notes=(*self._facts.notes, note))
 
     @property
     def facts(self) -> ModelFacts:
