@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_case import INTERPRETED
 
-from octavo.kernels.cpu import GroupedPanelLinear, grouped_linear, int8_linear
+from octavo.kernels.cpu import GroupedPanelLinear, byte_linear
 from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.quantized import QuantizedWeight
 
@@ -116,12 +116,12 @@ def test_chunks_runs_blocks_and_shared_rows_change_no_bit(threads: int, monkeypa
         x = torch.randn(165, weight.shape[1], generator=generator).bfloat16()
         expected = GroupedPanelLinear(weight)(x)
         with monkeypatch.context() as changed:
-            changed.setattr(grouped_linear, "CHUNK_BYTES", 64 * 832)
-            changed.setattr(grouped_linear, "RUN_BYTES", 2 * 32 * 832)
-            changed.setattr(grouped_linear, "num_threads", lambda: threads)
+            changed.setattr(byte_linear, "CHUNK_BYTES", 64 * 832)
+            changed.setattr(byte_linear, "RUN_BYTES", 2 * 32 * 832)
+            changed.setattr(byte_linear, "num_threads", lambda: threads)
             product = GroupedPanelLinear(weight)
             assert torch.equal(product(x), expected)
-            changed.setattr(grouped_linear, "HERE_ITEMS", 2**30)
+            changed.setattr(byte_linear, "HERE_ITEMS", 2**30)
             assert torch.equal(product(x), expected)
 
 
@@ -252,8 +252,3 @@ def test_every_form_gives_the_same_bits() -> None:
     forms.append(form(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=narrow.replace("+avxvnni,", "")))
     assert forms[-1][:3] == ["False", "False", "False"]
     assert len({bits for *_, bits in forms}) == 1
-
-
-def test_it_shares_the_words_of_other_products() -> None:
-    """What follows the words that all products of bytes have must not lie on them."""
-    assert grouped_linear.BITS == int8_linear.SHARED_BYTES + 8

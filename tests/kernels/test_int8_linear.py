@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_case import INTERPRETED
 
-from octavo.kernels.cpu import Int8PanelLinear, int8_linear, linear
+from octavo.kernels.cpu import Int8PanelLinear, byte_linear, linear
 from octavo.kernels.cpu.jit import host_features
 from octavo.kernels.quantized import QuantizedWeight
 
@@ -87,12 +87,12 @@ def test_chunks_runs_blocks_and_shared_rows_change_no_bit(threads: int, monkeypa
     weight, generator = made(32 * 17, 832, 1), torch.Generator().manual_seed(2)
     x = torch.randn(333, 832, generator=generator).bfloat16()
     expected = Int8PanelLinear(weight)(x)
-    monkeypatch.setattr(int8_linear, "CHUNK_BYTES", 64 * 832)
-    monkeypatch.setattr(int8_linear, "RUN_BYTES", 2 * 13 * 2048)
-    monkeypatch.setattr(int8_linear, "num_threads", lambda: threads)
+    monkeypatch.setattr(byte_linear, "CHUNK_BYTES", 64 * 832)
+    monkeypatch.setattr(byte_linear, "RUN_BYTES", 2 * 13 * 2048)
+    monkeypatch.setattr(byte_linear, "num_threads", lambda: threads)
     product = Int8PanelLinear(weight)
     assert torch.equal(product(x), expected)
-    monkeypatch.setattr(int8_linear, "HERE_ITEMS", 2**30)
+    monkeypatch.setattr(byte_linear, "HERE_ITEMS", 2**30)
     assert torch.equal(product(x), expected)
 
 
@@ -146,7 +146,7 @@ def test_what_it_does_not_serve_is_refused() -> None:
 
 BITS = """
 import hashlib, torch
-from octavo.kernels.cpu import Int8PanelLinear, int8_panels
+from octavo.kernels.cpu import Int8PanelLinear, dots, int8_panels
 from octavo.kernels.quantized import QuantizedWeight
 digest = hashlib.sha256()
 for rows, columns, inputs in ((1, 70, 130), (5, 64, 64), (19, 96, 300)):
@@ -155,7 +155,7 @@ for rows, columns, inputs in ((1, 70, 130), (5, 64, 64), (19, 96, 300)):
     weight = QuantizedWeight(values, torch.rand(columns, 1, generator=generator), None, 8)
     product = Int8PanelLinear(weight)
     digest.update(product(torch.randn(rows, inputs, generator=generator)).numpy().tobytes())
-print(int8_panels.BY_TILES, int8_panels.DOT or "-", digest.hexdigest())
+print(int8_panels.BY_TILES, dots.WIDE_DOTS, dots.NARROW_DOTS, digest.hexdigest())
 """
 
 
@@ -174,16 +174,17 @@ def test_vectors_give_the_bits_that_tiles_give() -> None:
     narrow = "+avx,+avx2,+avxvnni,+fma,+f16c,+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+bmi,+bmi2,+64bit,+cmov"
     own = form()
     wide = form(NUMBA_CPU_FEATURES=everything)
-    assert wide[:2] == ["False", "512"]
+    assert wide[:2] == ["False", "True"]
     forms = [wide]
     if "avxvnni" in host_features():
         forms.append(form(NUMBA_CPU_NAME="alderlake", NUMBA_CPU_FEATURES=narrow))
-        assert forms[-1][:2] == ["False", "256"]
+        assert forms[-1][:3] == ["False", "False", "True"]
     forms.append(form(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=narrow.replace("+avxvnni,", "")))
-    assert forms[-1][:2] == ["False", "-"]
-    assert {bits for _, _, bits in forms} == {own[2]}
+    assert forms[-1][:3] == ["False", "False", "False"]
+    assert {bits for *_, bits in forms} == {own[-1]}
 
 
 def test_it_shares_the_loops_of_other_products() -> None:
     """What follows the words that all products have must not lie on them."""
-    assert int8_linear.SOURCE_STRIDE == linear.BLOCK + 8
+    assert byte_linear.SOURCE_STRIDE == linear.BLOCK + 8
+    assert byte_linear.OWN == byte_linear.SHARED_BYTES + 8

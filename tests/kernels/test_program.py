@@ -14,9 +14,9 @@ from octavo.kernels.cpu import (
     Int8PanelLinear,
     PanelLinear,
     add_rms_norm,
+    byte_linear,
     fused_attention,
     grouped_linear,
-    int8_linear,
     program,
     recording,
     rms_norm,
@@ -67,7 +67,7 @@ class Chain:
 @pytest.mark.parametrize("items", [0, 2**20], ids=["rows shared", "rows made by each"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_program_does_what_its_calls_do(threads: int, items: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8_linear, "HERE_ITEMS", items)
+    monkeypatch.setattr(byte_linear, "HERE_ITEMS", items)
     monkeypatch.setattr(grouped_linear, "HERE_ITEMS", items)
     plain, recorded = Chain(1), Chain(1)
     monkeypatch.setattr(program, "num_threads", lambda: threads)

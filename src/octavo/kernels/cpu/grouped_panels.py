@@ -19,10 +19,9 @@ import numpy as np
 from llvmlite import ir
 
 from octavo.kernels.cpu.dots import add_bytes, bytes_of, dot4
-from octavo.kernels.cpu.elementwise import GELU, SILU
 from octavo.kernels.cpu.emitter import F16, F32, FLOAT, I8, I32, INT8, WIDTH, Emitter, Value
 from octavo.kernels.cpu.jit import has_int8_matrix_unit
-from octavo.kernels.cpu.panels import LINE, PANEL, PLAIN, put_columns, shape_tiles, store_columns
+from octavo.kernels.cpu.panels import LINE, PANEL, put_columns, shape_tiles, store_scaled
 from octavo.kernels.cpu.primitives import floats, get, primitive, row
 
 HALF = PANEL // 2
@@ -411,17 +410,9 @@ def write_group_panel(
 ) -> None:
     """Write ``sums [rows, 32]``, f32, times ``x_scales`` [rows] to rows of ``dtype`` that lie ``stride`` bytes apart;
     ``bias`` [32] added if not 0. Scales and bias are f32; ``kind`` as for :func:`write_panel`."""
-    b, v = e.b, e.vector
-    added = [e.variable(v.const(-0.0)) for _ in (0, 1)]
-    with e.when(b.icmp_signed("!=", bias, e.const(0))):
-        for column, variable in enumerate(added):
-            variable.set(v.load(F32, bias, e.const(column * WIDTH)))
-    for held in e.per_dtype(dtype):
-        for which in (PLAIN, SILU, GELU):
-            with e.when(b.icmp_signed("==", kind, e.const(which))), e.loop(e.const(0), rows, 1) as i:
-                line, own = e.at(sums, i, 4 * PANEL), v.splat(e.scalar.load(F32, x_scales, i))
-                columns = [
-                    b.fadd(b.fmul(v.load(F32, line, e.const(column * WIDTH)), own), variable.get())
-                    for column, variable in enumerate(added)
-                ]
-                store_columns(e, which, held, b.add(target, b.mul(i, stride)), *columns)
+
+    def columns(i: Value) -> list[Value]:
+        line = e.at(sums, i, 4 * PANEL)
+        return [e.vector.load(F32, line, e.const(column * WIDTH)) for column in (0, 1)]
+
+    store_scaled(e, dtype, kind, rows, columns, x_scales, bias, target, stride)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from octavo.kernels.cpu.elementwise import GELU, SILU
+from octavo.kernels.cpu.dots import WIDE_DOTS, dot4
 from octavo.kernels.cpu.emitter import F32, I32, INT8, WIDTH, Emitter, Value, Variable
-from octavo.kernels.cpu.jit import DISABLED, has_int8_matrix_unit, host_features
-from octavo.kernels.cpu.panels import LINE, PANEL, PLAIN, TILE_BYTES, by_tiles, put_columns, store_columns
+from octavo.kernels.cpu.jit import DISABLED, has_int8_matrix_unit
+from octavo.kernels.cpu.panels import LINE, PANEL, TILE_BYTES, by_tiles, put_columns, store_scaled
 from octavo.kernels.cpu.primitives import floats, primitive, row
 
 BYTE_DEPTH = 64
@@ -26,15 +26,11 @@ MOST_INPUTS = 2**17
 """With more, a sum of products of bytes might not fit 32 bits."""
 
 BY_TILES = has_int8_matrix_unit()
-DOT = "" if DISABLED or BY_TILES else "512" if "avx512vnni" in host_features() else "256"
-if DOT == "256" and "avxvnni" not in host_features():
-    DOT = ""
-"""The width of this CPU's vectors that multiply bytes and sum them by fours, where the matrix unit does not."""
+SHIFTED = not (DISABLED or BY_TILES)
+"""Vectors multiply inputs from 0 to 255 (see :func:`dot4`): 128 is added to them, and taken from the sums again by way
+of the weights' own."""
 
-SHIFTED = DOT != ""
-"""Those take inputs from 0 to 255: 128 is added to them, and taken from the sums again by way of the weights' own."""
-
-_BLOCK_ROWS = {"512": 8, "256": 2, "": 2}[DOT]
+_BLOCK_ROWS = 8 if WIDE_DOTS else 2
 
 
 # ---------------------------------------------------------------- products
@@ -68,7 +64,8 @@ def byte_product(
     ``more`` is not 0.
 
     Rows of x are ``stride`` bytes apart; ``rows`` is 1 to 32, and what :func:`configure` was told last. ``shifts`` [32]
-    is -128 times the sums of the panel's columns, over all inputs; it is looked at only if :data:`SHIFTED`.
+    is -128 times the sums of the panel's columns, over all inputs: if :data:`SHIFTED`, sums begin with it, on behalf of
+    the calls that add to them too.
     """
     b = e.b
     if not BY_TILES:
@@ -106,20 +103,17 @@ def _by_vectors(
             with on:
                 _each(totals, places, lambda total, place: total.set(b.load(place, align=4)))
             with anew:
-                if SHIFTED:
-                    start = [b.load(v.pointer(b.add(shifts, e.const(LINE * c)), I32), align=4) for c in (0, 1)]
-                    _each(totals, [start] * count, lambda total, value: total.set(value))
+                start = [b.load(v.pointer(b.add(shifts, e.const(LINE * c)), I32), align=4) for c in (0, 1)]
+                _each(totals, [start] * count, lambda total, value: total.set(value))
         with e.loop(e.const(0), b.mul(steps, e.const(BYTE_DEPTH // QUAD)), 1) as quad:
             step = b.lshr(quad, e.const(4))
             line = b.add(e.at(panel, step, 2 * TILE_BYTES), e.at(e.const(0), b.and_(quad, e.const(15)), LINE))
             weights = [b.load(v.pointer(b.add(line, e.const(c * TILE_BYTES)), I32), align=4) for c in (0, 1)]
             for address, total_row in zip(lines, totals, strict=True):
                 four = b.load(b.inttoptr(e.at(address, quad, QUAD), I32.as_pointer()), align=1)
-                if SHIFTED:
-                    four = b.xor(four, ir.Constant(I32, 0x80808080))
-                inputs = v.splat(four)
+                inputs = v.splat(b.xor(four, ir.Constant(I32, 0x80808080)))
                 for total, weight in zip(total_row, weights, strict=True):
-                    total.set(_dot(e, total.get(), inputs, weight))
+                    total.set(dot4(e, total.get(), inputs, weight))
         _each(totals, places, lambda total, place: b.store(total.get(), place, align=4))
 
     whole = b.sub(rows, b.urem(rows, e.const(_BLOCK_ROWS)))
@@ -133,28 +127,6 @@ def _each(totals: list[list[Variable]], others: list[list[Value]], act: Any) -> 
     for total_row, other_row in zip(totals, others, strict=True):
         for total, other in zip(total_row, other_row, strict=True):
             act(total, other)
-
-
-def _dot(e: Emitter, total: Value, inputs: Value, weights: Value) -> Value:
-    """16 sums, each with the product of four bytes and four more added; inputs count from 0 if :data:`SHIFTED`."""
-    b, v = e.b, e.vector
-    if DOT == "512":
-        return e.intrinsic("llvm.x86.avx512.vpdpbusd.512", v.int32, total, inputs, weights)
-    if DOT == "256":
-        half = ir.VectorType(I32, 8)
-        parts = []
-        for first in (0, 8):
-            mask = ir.Constant(ir.VectorType(I32, 8), list(range(first, first + 8)))
-            cut = [b.shuffle_vector(value, value, mask) for value in (total, inputs, weights)]
-            parts.append(e.intrinsic("llvm.x86.avx512.vpdpbusd.256", half, *cut))
-        return b.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 16), list(range(16))))
-    for item in range(QUAD):
-        left, right = (
-            b.ashr(b.shl(value, v.integer(24 - 8 * item)), v.integer(24)) if item < 3 else b.ashr(value, v.integer(24))
-            for value in (inputs, weights)
-        )
-        total = b.add(total, b.mul(left, right))
-    return total
 
 
 # ---------------------------------------------------------------- what is written
@@ -189,17 +161,11 @@ def write_byte_panel(
     :func:`write_panel`."""
     b, v = e.b, e.vector
     factors = [v.load(F32, scales, e.const(column * WIDTH)) for column in (0, 1)]
-    added = [e.variable(v.const(-0.0)) for _ in (0, 1)]
-    with e.when(b.icmp_signed("!=", bias, e.const(0))):
-        for column, variable in enumerate(added):
-            variable.set(v.load(F32, bias, e.const(column * WIDTH)))
-    for held in e.per_dtype(dtype):
-        for which in (PLAIN, SILU, GELU):
-            with e.when(b.icmp_signed("==", kind, e.const(which))), e.loop(e.const(0), rows, 1) as i:
-                line, own = e.at(sums, i, 4 * PANEL), v.splat(e.scalar.load(F32, x_scales, i))
-                columns = []
-                for column, (factor, variable) in enumerate(zip(factors, added, strict=True)):
-                    place = v.pointer(b.add(line, e.const(column * LINE)), I32)
-                    whole = b.sitofp(b.load(place, align=4), v.float)
-                    columns.append(b.fadd(b.fmul(b.fmul(whole, factor), own), variable.get()))
-                store_columns(e, which, held, b.add(target, b.mul(i, stride)), *columns)
+
+    def columns(i: Value) -> list[Value]:
+        line = e.at(sums, i, 4 * PANEL)
+        places = [v.pointer(b.add(line, e.const(column * LINE)), I32) for column in (0, 1)]
+        wholes = [b.sitofp(b.load(place, align=4), v.float) for place in places]
+        return [b.fmul(whole, factor) for whole, factor in zip(wholes, factors, strict=True)]
+
+    store_scaled(e, dtype, kind, rows, columns, x_scales, bias, target, stride)

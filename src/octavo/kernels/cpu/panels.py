@@ -296,3 +296,32 @@ def store_columns(e: Emitter, kind: int, dtype: int, target: Value, first: Value
         cubic = v.fma(b.fmul(v.const(GELU_CUBIC), b.fmul(first, first)), first, first)
         z = b.fmul(v.const(GELU_SCALE), cubic)
     v.store(dtype, target, e.const(0), v.sigmoid_times(z, b.fmul(first, second)))
+
+
+def store_scaled(
+    e: Emitter,
+    dtype: Value,
+    kind: Value,
+    rows: Value,
+    columns: Callable[[Value], list[Value]],
+    x_scales: Value,
+    bias: Value,
+    target: Value,
+    stride: Value,
+) -> None:
+    """Write rows of ``dtype`` that lie ``stride`` bytes apart: what ``columns`` emits of each (16 columns and 16 more),
+    times the row's of ``x_scales``, ``bias`` [32] added if not 0; scales and bias are f32."""
+    b, v = e.b, e.vector
+    added = [e.variable(v.const(-0.0)) for _ in (0, 1)]
+    with e.when(b.icmp_signed("!=", bias, e.const(0))):
+        for column, variable in enumerate(added):
+            variable.set(v.load(F32, bias, e.const(column * WIDTH)))
+    for held in e.per_dtype(dtype):
+        for which in (PLAIN, SILU, GELU):
+            with e.when(b.icmp_signed("==", kind, e.const(which))), e.loop(e.const(0), rows, 1) as i:
+                own = v.splat(e.scalar.load(F32, x_scales, i))
+                made = [
+                    b.fadd(b.fmul(column, own), variable.get())
+                    for column, variable in zip(columns(i), added, strict=True)
+                ]
+                store_columns(e, which, held, b.add(target, b.mul(i, stride)), *made)

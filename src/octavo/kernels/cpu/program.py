@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.cpu import int8_linear, int8_rows
+from octavo.kernels.cpu import byte_linear, int8_rows
 from octavo.kernels.cpu.attention import words as attention_words
 from octavo.kernels.cpu.attention.attend import attend, decode_tasks
 from octavo.kernels.cpu.attention.plan import PLANS, Needs, Plan
@@ -62,8 +62,8 @@ KINDS = {
 }
 SHARED_BYTES = {
     QUANTIZE: int8_rows.SHARED_BYTES,
-    MULTIPLY_BYTES: int8_linear.SHARED_BYTES,
-    MULTIPLY_GROUPS: int8_linear.SHARED_BYTES,
+    MULTIPLY_BYTES: byte_linear.SHARED_BYTES,
+    MULTIPLY_GROUPS: byte_linear.SHARED_BYTES,
 }
 """Calls that hand something on to the next in memory that all threads see: where they say how much."""
 
