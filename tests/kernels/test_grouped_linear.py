@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cpu_forms import outcomes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_case import INTERPRETED
@@ -231,24 +229,6 @@ print(grouped_panels.INTEGER_TILES, dots.WIDE_DOTS, dots.NARROW_DOTS, digest.hex
 """
 
 
-def form(**told: str) -> list[str]:
-    """Which form of the product a process chooses that is told of another CPU, and the hash of its results."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **told}
-    done = subprocess.run(
-        [sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, timeout=240, check=True
-    )
-    return done.stdout.split()
-
-
 @pytest.mark.skipif(INTERPRETED or "avx512vnni" not in host_features(), reason="this CPU has one form only")
 def test_every_form_gives_the_same_bits() -> None:
-    narrow = "+avx,+avx2,+avxvnni,+fma,+f16c,+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+bmi,+bmi2,+64bit,+cmov"
-    everything = ",".join(f"+{name}" for name in sorted(host_features()) if not name.startswith("amx"))
-    forms = [form(), form(NUMBA_CPU_FEATURES=everything)]
-    assert forms[1][:2] == ["False", "True"]
-    if "avxvnni" in host_features():
-        forms.append(form(NUMBA_CPU_NAME="alderlake", NUMBA_CPU_FEATURES=narrow))
-        assert forms[-1][:3] == ["False", "False", "True"]
-    forms.append(form(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=narrow.replace("+avxvnni,", "")))
-    assert forms[-1][:3] == ["False", "False", "False"]
-    assert len({bits for *_, bits in forms}) == 1
+    assert len(set(outcomes(BITS))) == 1

@@ -16,7 +16,6 @@ from octavo.kernels.cpu import (
     add_rms_norm,
     byte_linear,
     fused_attention,
-    grouped_linear,
     program,
     recording,
     rms_norm,
@@ -68,7 +67,6 @@ class Chain:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_program_does_what_its_calls_do(threads: int, items: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_linear, "HERE_ITEMS", items)
-    monkeypatch.setattr(grouped_linear, "HERE_ITEMS", items)
     plain, recorded = Chain(1), Chain(1)
     monkeypatch.setattr(program, "num_threads", lambda: threads)
     with recording() as made:

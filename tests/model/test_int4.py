@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paged_runner import PagedRunner
+from stored_weight import Stored
 from torch.nn import functional as F
 
 from octavo import kernels
 from octavo.errors import ConfigError, WeightsError
 from octavo.kernels.quantized import QuantizedWeight
 from octavo.model import Decoder, load_model, read_model_config, weights_bytes
-from octavo.model.formats.quantizing import QuantizingWeights
 from octavo.model.quantized import quantize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,37 +86,21 @@ def test_recorded_programs_give_what_single_calls_give_to_the_bit(
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
-class Stored:
-    """A checkpoint of one matrix."""
-
-    notes: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
-
-    def __init__(self, held: torch.Tensor | QuantizedWeight) -> None:
-        self.held = held
-
-    def weight(self, module: str, shape: tuple[int, int]) -> torch.Tensor | QuantizedWeight:
-        return self.held
-
-    def made(self, module: str) -> QuantizedWeight:
-        weight = QuantizingWeights(self, "int4").weight(module, self.held.shape)  # type: ignore[arg-type]
-        assert isinstance(weight, QuantizedWeight)
-        return weight
-
-
 def test_embeddings_and_head_have_8_bits_and_others_groups_that_fit() -> None:
     for module in ("model.embed_tokens", "lm_head"):
-        made = Stored(torch.randn(2, 128)).made(module)
+        made = Stored(torch.randn(2, 128)).made(module, "int4")
+        assert isinstance(made, QuantizedWeight)
         assert (made.bits, made.group_size) == (8, 128)
     for inputs, size in ((128, 64), (96, 32)):
-        made = Stored(torch.randn(2, inputs)).made("model.layers.0.mlp.up_proj")
+        made = Stored(torch.randn(2, inputs)).made("model.layers.0.mlp.up_proj", "int4")
+        assert isinstance(made, QuantizedWeight)
         assert (made.bits, made.group_size) == (4, size)
 
 
 def test_what_cannot_have_4_bits_is_refused_by_name() -> None:
     with pytest.raises(WeightsError, match=r"layers.7.mlp.up_proj cannot be quantised: its 40 inputs .* int8"):
-        Stored(torch.randn(2, 40)).made("layers.7.mlp.up_proj")
+        Stored(torch.randn(2, 40)).made("layers.7.mlp.up_proj", "int4")
     with pytest.raises(ConfigError, match=r"up_proj in 8 bits: leave"):
-        Stored(quantize(torch.ones(2, 64), 8)).made("up_proj")
+        Stored(quantize(torch.ones(2, 64), 8)).made("up_proj", "int4")
     four = quantize(torch.ones(2, 128), 4, 128)
-    assert Stored(four).made("up_proj") is four
+    assert Stored(four).made("up_proj", "int4") is four

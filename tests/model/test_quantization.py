@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from paged_runner import PagedRunner
+from stored_weight import Stored
 from torch.nn import functional as F
 
 from octavo import kernels
@@ -17,7 +18,6 @@ from octavo.kernels.quantized import QuantizedWeight
 from octavo.kernels.reference.quantized import quantized_rows
 from octavo.model import Decoder, load_model, read_model_config, weights_bytes
 from octavo.model.embedding import HasRows, LooksUp
-from octavo.model.formats.quantizing import QuantizingWeights
 from octavo.model.linear import LinearFactory
 from octavo.model.quantized import quantize
 
@@ -106,13 +106,11 @@ def test_attentions_output_stays_in_full_where_a_matrix_unit_multiplies_it(
 
 
 def test_where_it_is_not_quick_everything_has_8_bits() -> None:
-    held = torch.ones(2, 4)
+    held, output = torch.ones(2, 64), "layers.0.self_attn.o_proj"
     for quick in (True, False):
-        weights = QuantizingWeights(Stored(held), "int8", quick)  # type: ignore[arg-type]
-        assert (weights.weight("layers.0.self_attn.o_proj", (2, 4)) is held) == quick
-        assert isinstance(weights.weight("layers.0.self_attn.q_proj", (2, 4)), QuantizedWeight)
-        four = QuantizingWeights(Stored(torch.ones(2, 64)), "int4", quick)  # type: ignore[arg-type]
-        assert isinstance(four.weight("layers.0.self_attn.o_proj", (2, 64)), QuantizedWeight)
+        assert (Stored(held).made(output, "int8", quick) is held) == quick
+        assert isinstance(Stored(held).made("layers.0.self_attn.q_proj", "int8", quick), QuantizedWeight)
+        assert isinstance(Stored(held).made(output, "int4", quick), QuantizedWeight)
 
 
 def test_recorded_programs_give_what_single_calls_give(
@@ -143,23 +141,10 @@ def test_batch_invariant_holds_to_the_bit(checkpoint: Callable[..., Path], dtype
     assert torch.equal(torch.cat(parts), whole)
 
 
-class Stored:
-    """A checkpoint of one matrix."""
-
-    notes: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
-
-    def __init__(self, held: torch.Tensor | QuantizedWeight) -> None:
-        self.held = held
-
-    def weight(self, module: str, shape: tuple[int, int]) -> torch.Tensor | QuantizedWeight:
-        return self.held
-
-
 def test_what_is_in_8_bits_already_is_taken_as_it_is_and_other_bits_are_refused() -> None:
     eight, four = quantize(torch.ones(2, 4), 8, 2), quantize(torch.ones(2, 4), 4)
-    assert QuantizingWeights(Stored(eight), "int8").weight("mlp", (2, 4)) is eight  # type: ignore[arg-type]
+    assert Stored(eight).made("mlp", "int8") is eight
     with pytest.raises(ConfigError, match=r"quantization='int8'.*mlp in 4 bits: leave"):
-        QuantizingWeights(Stored(four), "int8").weight("mlp", (2, 4))  # type: ignore[arg-type]
+        Stored(four).made("mlp", "int8")
     with pytest.raises(WeightsError, match=r"mlp cannot be quantised.*finite"):
-        QuantizingWeights(Stored(torch.full((2, 4), torch.nan)), "int8").weight("mlp", (2, 4))  # type: ignore[arg-type]
+        Stored(torch.full((2, 4), torch.nan)).made("mlp", "int8")

@@ -10,7 +10,7 @@ import torch
 
 from octavo.model.checkpoint import Checkpoint
 from octavo.model.config_file import ConfigFile
-from octavo.model.formats.groups import check_group_size
+from octavo.model.formats.groups import group_size
 from octavo.model.formats.packing import packed_nibbles, unpacked
 from octavo.model.quantized import QuantizedWeight
 
@@ -45,8 +45,7 @@ class Awq:
     def weight(self, checkpoint: Checkpoint, module: str, shape: tuple[int, int]) -> QuantizedWeight:
         """As :meth:`Layout.weight`."""
         rows, inputs = shape
-        size = inputs if self.size < 1 else self.size
-        check_group_size(self.settings, "group_size", size, inputs, module)
+        size = group_size(self.settings, "group_size", self.size, inputs, module)
         groups = inputs // size
         words = checkpoint.read(f"{module}.qweight", (inputs, rows // 8), (torch.int32,))
         zeros = checkpoint.read(f"{module}.qzeros", (groups, rows // 8), (torch.int32,))

@@ -14,7 +14,7 @@ import torch
 from octavo.errors import WeightsError
 from octavo.model.checkpoint import Checkpoint
 from octavo.model.config_file import ConfigFile
-from octavo.model.formats.groups import check_group_size
+from octavo.model.formats.groups import group_size
 from octavo.model.formats.packing import packed_bytes, signed_bytes, unpacked, with_zeros
 from octavo.model.quantized import QuantizedWeight
 
@@ -55,8 +55,7 @@ class CompressedTensors:
         if f"{module}.weight_g_idx" in checkpoint:
             raise group.refuse("actorder", "reorders inputs at run time, which is not supported: use actorder='weight'")
         rows, inputs = shape
-        size = inputs if group.size is None else group.size
-        check_group_size(group.weights, "group_size", size, inputs, module)
+        size = group_size(group.weights, "group_size", group.size, inputs, module)
         scales = self._scales(checkpoint, module, rows, inputs // size)
         zeros = self._zeros(checkpoint, module, group, scales)
         if group.bits == 4:

@@ -11,7 +11,7 @@ import torch
 
 from octavo.model.checkpoint import Checkpoint
 from octavo.model.config_file import ConfigFile
-from octavo.model.formats.groups import check_group_size
+from octavo.model.formats.groups import group_size
 from octavo.model.formats.packing import packed_bytes, signed_bytes, unpacked, with_zeros
 from octavo.model.quantized import QuantizedWeight
 
@@ -53,8 +53,7 @@ class Gptq:
     def weight(self, checkpoint: Checkpoint, module: str, shape: tuple[int, int]) -> QuantizedWeight:
         """As :meth:`Layout.weight`."""
         rows, inputs = shape
-        size = inputs if self.size < 1 else self.size
-        check_group_size(self.settings, "group_size", size, inputs, module)
+        size = group_size(self.settings, "group_size", self.size, inputs, module)
         groups, held = inputs // size, 32 // self.bits
         self._check_order(checkpoint, module, inputs, size)
         words = checkpoint.read(f"{module}.qweight", (inputs // held, rows), (torch.int32,))
