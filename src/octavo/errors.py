@@ -54,10 +54,6 @@ class OutOfBlocksError(OctavoError, MemoryError):
     """The block pool has too few free blocks for what was asked; nothing was changed."""
 
 
-class SlotsExhaustedError(OctavoError, MemoryError):
-    """Every executor slot is taken; nothing was changed."""
-
-
 class ModelError(OctavoError):
     """A model cannot be used."""
 

@@ -37,11 +37,6 @@ _READY_INPUTS = 512  # of 16 columns that are made ready for tiles at a time: th
 _AHEAD = 24 * 1024  # bytes by which weights are asked for before they are used
 
 
-def tile_inputs(size: int) -> int:
-    """Inputs of a tile, for groups of ``size``."""
-    return _TILE_INPUTS[0] if size % _TILE_INPUTS[0] == 0 else _TILE_INPUTS[1]
-
-
 def room_bytes(size: int) -> int:
     """What a product needs beside its sums, for groups of ``size``."""
     return HALF * max(_READY_INPUTS, size) + 2 * 16 * LINE
